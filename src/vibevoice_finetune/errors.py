@@ -1,0 +1,47 @@
+"""What goes wrong by the user's hand, and how it is said.
+
+Every mistake that a user can make and mend is a `UserError`; its message says where it is, what was found, what was
+expected and what to do. The command line prints the message and exits with code 2. Anything else that is raised is a
+defect of this program and keeps its traceback.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend; the message is meant for them."""
+
+
+class ArgumentError(UserError):
+    """A flag, or a combination of flags, that cannot be carried out."""
+
+
+class DataError(UserError):
+    """A row, a file or a data set that cannot be trained on."""
+
+
+class CheckpointError(UserError):
+    """A model folder, its configuration, its weights or its text tokenizer."""
+
+
+class AdapterError(UserError):
+    """A folder with the result of a fine-tune that cannot be read or does not fit."""
+
+
+def require(extra: str, module: str) -> ModuleType:
+    """Import a module of an optional dependency.
+
+    Args:
+        extra: the extra of this package that brings it, as in ``pip install "vibevoice-finetune[extra]"``.
+        module: the module's import name.
+
+    Raises:
+        UserError: the module is not installed; the message holds the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise UserError(f'{module} is not installed; run: pip install "vibevoice-finetune[{extra}]"') from error
