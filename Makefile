@@ -1,0 +1,50 @@
+# `make` alone says what there is. Every target makes the environment first and reuses it while it is up to date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What the tests need: every extra, so that every door is tried.
+EXTRAS := dev,demo,generate,4bit,m4a,tensorboard,trackio,wandb
+INSTALLED := $(VENV)/.installed
+# pytest's processes; each keeps torch to one thread.
+WORKERS ?= 2
+
+.PHONY: help install demo test check long clean
+
+help:
+	@echo "make install   the environment in $(VENV), at the versions of constraints.txt"
+	@echo "make demo      fine-tune a small random model on the bundled speech: about a minute on 2 cores"
+	@echo "make test      the tests"
+	@echo "make check     format, lint and types"
+	@echo "make long      the tests that take minutes each"
+
+install: $(INSTALLED)
+
+# torch goes first and alone: so it comes from where pip finds version 2.13.0 nearest (a local CPU build counts), and
+# what follows is satisfied with it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: no virtual environment; on Debian run: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/vibevoice-finetune demo --output_dir demo-output
+
+test: export OMP_NUM_THREADS ?= 1
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+long: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

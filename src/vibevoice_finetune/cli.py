@@ -1,0 +1,103 @@
+"""The command line: a table of commands, of which only the chosen one is imported.
+
+In come the words after ``vibevoice-finetune``, out goes an exit code. torch and transformers take seconds to import,
+so nothing here touches them: ``--help`` and a mistyped command answer at once. To add a command, add a line to
+`COMMANDS`; its function takes the words that follow the command and parses them itself.
+
+A `UserError` becomes one line on stderr and exit code 2; anything else that is raised is a defect of this program and
+keeps its traceback.
+"""
+
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vibevoice_finetune import __version__
+from vibevoice_finetune.errors import ArgumentError, UserError
+
+PROGRAM = "vibevoice-finetune"
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its name, where its function lives (``module:function``), and what it does in a line."""
+
+    name: str
+    target: str
+    summary: str
+
+    def load(self) -> Callable[[list[str]], None]:
+        """Import the function; everything heavy is imported with it."""
+        function: Callable[[list[str]], None] = pkgutil.resolve_name(f"vibevoice_finetune.{self.target}")
+        return function
+
+
+COMMANDS = (
+    Command("train", "training.run:train", "fine-tune a checkpoint on speech; writes an adapter"),
+    Command("encode", "training.run:encode", "fill the latent store of a data set, without training"),
+    Command("demo", "demo:demo", "fine-tune a small random model on the bundled speech, in about a minute"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after the program's name; None: those of the process.
+
+    Returns:
+        The process's exit code: 0 done, 2 a mistake that the user can mend (said on stderr), 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 the command line talks to its user
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _run(words: list[str]) -> None:
+    if not words:
+        raise ArgumentError(f"no command given; commands: {_names()}; see {PROGRAM} --help")
+    first, rest = words[0], words[1:]
+    if first in ("-h", "--help"):
+        print(_help())  # noqa: T201
+    elif first == "--version":
+        print(f"{PROGRAM} {__version__}")  # noqa: T201
+    else:
+        _find(first).load()(rest)
+
+
+def _find(name: str) -> Command:
+    for command in COMMANDS:
+        if command.name == name:
+            return command
+    raise ArgumentError(f"no command named {name!r}; commands: {_names()}; see {PROGRAM} --help")
+
+
+def _names() -> str:
+    return ", ".join(command.name for command in COMMANDS)
+
+
+def _help() -> str:
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [--flag value ...]",
+            "",
+            "Fine-tune VibeVoice text-to-speech models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help lists a command's flags; {PROGRAM} --version says the version.",
+        ]
+    )

@@ -1,0 +1,112 @@
+"""The table of commands: quick to answer, exact about mistakes, and every line of it leads somewhere."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vibevoice_finetune import __version__, cli
+from vibevoice_finetune.errors import DataError
+
+
+def run_process(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vibevoice_finetune", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"  {command.name} " in text
+        assert command.summary in text
+
+
+def test_help_answers_within_half_a_second() -> None:
+    # The best of three: the machine may be busy, the program may not be slow.
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run_process("--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["tarin"], []])
+def test_nothing_heavy_is_imported_before_a_command_is_known(words: list[str]) -> None:
+    code = (
+        "import sys; from vibevoice_finetune.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'transformers', 'numpy', 'datasets', 'rich'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vibevoice-finetune {__version__}\n"
+
+
+def test_unknown_command_is_one_line_and_exit_code_2() -> None:
+    result = run_process("tarin", "--output_dir", "x")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "error: no command named 'tarin'; commands: train, encode, demo; see vibevoice-finetune --help"
+    ]
+
+
+def test_no_command_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: no command given; commands: train, ")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_every_line_of_the_table_leads_to_a_function(command: cli.Command) -> None:
+    assert callable(command.load())
+
+
+class Recorder:
+    """Stands in for the table's only command."""
+
+    def __init__(self, failure: BaseException | None = None) -> None:
+        self.failure = failure
+        self.words: list[str] | None = None
+
+    def __call__(self, words: list[str]) -> None:
+        self.words = words
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(cli.Command, "load", lambda self: recorder)
+    return recorder
+
+
+def test_the_command_gets_the_words_after_its_name(recorder: Recorder) -> None:
+    assert cli.main(["train", "--output_dir", "train"]) == 0
+    assert recorder.words == ["--output_dir", "train"]
+
+
+def test_a_users_mistake_is_said_without_traceback(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder.failure = DataError("train.jsonl:3: not JSON")
+    assert cli.main(["train"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: train.jsonl:3: not JSON\n"
+    assert captured.out == ""
+
+
+def test_our_own_defects_keep_their_traceback(recorder: Recorder) -> None:
+    recorder.failure = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+def test_ctrl_c_is_no_traceback(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder.failure = KeyboardInterrupt()
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
