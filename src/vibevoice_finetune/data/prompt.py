@@ -30,7 +30,7 @@ SPEECH_HEADING = " Speech output:\n"
 
 SPEAKER_LINE = re.compile(r"speaker\s*(\d{1,9})\s*:(.*)", re.IGNORECASE | re.DOTALL)
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[str], Sequence[int]]
 """Text to token ids, no special tokens added."""
 
 Indices = NDArray[np.int64]
@@ -143,7 +143,7 @@ def generation_prompt(
         DataError: the number of voice prompts is neither zero nor the number of speakers.
     """
     check_voice_count(len(voice_frames), num_speakers(turns), "the prompt")
-    ids = encode(SYSTEM_PIECE)
+    ids = list(encode(SYSTEM_PIECE))
     voice_positions: list[int] = []
     if voice_frames:
         ids += encode(VOICE_HEADING)

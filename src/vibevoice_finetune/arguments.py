@@ -1,0 +1,333 @@
+"""The flags of `train` and `encode`, each declared once with its unit, default and meaning, and how they are parsed.
+
+A command line, optionally on top of a YAML file with the same names, becomes three dataclasses: `ModelArguments` (which
+model, what is trained), `DataArguments` (rows and latents) and `FinetuneArguments` (the loop: everything of
+transformers' `TrainingArguments`, and the losses). A combination that cannot be carried out is refused here.
+"""
+
+import difflib
+import importlib.util
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from vibevoice_finetune.errors import ArgumentError
+
+LANGUAGE_MODEL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+
+GONE_FLAGS = {
+    "evaluation_strategy": "--eval_strategy",
+    "logging_dir": "the TENSORBOARD_LOGGING_DIR variable (default: OUTPUT_DIR/runs)",
+    "overwrite_output_dir": "another --output_dir",
+    "save_safetensors": "nothing: weights are always safetensors",
+    "group_by_length": "nothing: rows are packed without padding",
+    "no_cuda": "--use_cpu",
+}
+"""Flags of older scripts that transformers 5 no longer has, and what to write instead."""
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and which of its parts."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "VibeVoice checkpoint: a folder or a Hub id, original or transformers layout."}
+    )
+    processor_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Text tokenizer: a folder or a Hub id. Default: the model's, else the one that it names."},
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads from the Hub are kept."})
+    freeze_acoustic_tokenizer: bool = field(
+        default=True, metadata={"help": "Must stay True: latents are computed once, with the released tokenizer."}
+    )
+    freeze_semantic_tokenizer: bool = field(default=True, metadata={"help": "Must stay True, for the same reason."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the input of LoRA, a share."})
+    lora_target_modules: str = field(
+        default=LANGUAGE_MODEL_TARGETS,
+        metadata={"help": "Linear layers of the language model that get LoRA, by comma; 'none' or empty: no LoRA."},
+    )
+    lora_wrap_diffusion_head: bool = field(default=False, metadata={"help": "LoRA on the diffusion head."})
+    train_diffusion_head: bool = field(default=False, metadata={"help": "Train all weights of the diffusion head."})
+    train_connectors: bool = field(
+        default=False, metadata={"help": "Train all weights of the acoustic and the semantic connector."}
+    )
+    layers_to_freeze: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --train_diffusion_head: indices of its tensors to keep fixed, by comma, in the original's "
+            "order (0 noisy_images_proj, 1 cond_proj, 2-3 t_embedder.mlp.0/2, then of each layer gate, up, down, norm, "
+            "adaLN, then the final linear and adaLN); the start-up report prints them."
+        },
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the language model's linear layers in 4 bit."})
+
+    def __post_init__(self) -> None:
+        for name in ("freeze_acoustic_tokenizer", "freeze_semantic_tokenizer"):
+            if not getattr(self, name):
+                raise ArgumentError(
+                    f"--{name} False: the speech tokenizers cannot be trained, because latents are computed once, before "
+                    "training; leave the flag out."
+                )
+        if self.train_diffusion_head and self.lora_wrap_diffusion_head:
+            raise ArgumentError(
+                "--train_diffusion_head and --lora_wrap_diffusion_head exclude each other: train all weights of the "
+                "diffusion head or LoRA on it; leave one of the two out."
+            )
+        if self.load_in_4bit:
+            raise ArgumentError("--load_in_4bit is not available yet; leave it out and use --bf16 True.")
+        if self.layers_to_freeze and not self.train_diffusion_head:
+            raise ArgumentError("--layers_to_freeze needs --train_diffusion_head: it names tensors of that head.")
+        _check("--lora_r", self.lora_r, self.lora_r >= 1, "at least 1")
+        _check("--lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1, "at least 0 and below 1")
+        _ = self.frozen_head_layers
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """`--lora_target_modules` as names; empty: no LoRA on the language model."""
+        if self.lora_target_modules.strip().lower() == "none":
+            return ()
+        return tuple(name.strip() for name in self.lora_target_modules.split(",") if name.strip())
+
+    @property
+    def frozen_head_layers(self) -> tuple[int, ...]:
+        """`--layers_to_freeze` as indices."""
+        words = (self.layers_to_freeze or "").replace(",", " ").split()
+        if not all(word.isdigit() for word in words):
+            raise ArgumentError(f'--layers_to_freeze "{self.layers_to_freeze}": write indices with commas, as in 0,1,5.')
+        return tuple(sorted({int(word) for word in words}))
+
+
+@dataclass
+class DataArguments:
+    """Where rows come from and how they become latents."""
+
+    train_jsonl: str | None = field(
+        default=None, metadata={"help": 'JSONL file: {"text", "audio", "voice_prompts", "speaker"} a line.'}
+    )
+    validation_jsonl: str | None = field(default=None, metadata={"help": "The same for evaluation."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hugging Face data set: a Hub id or a folder of save_to_disk."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_split_name: str = field(default="train", metadata={"help": "Its split for training."})
+    eval_split_name: str = field(default="validation", metadata={"help": "Its split for evaluation, if it has one."})
+    text_column_name: str = field(default="text", metadata={"help": "Column (or JSONL key) of the script."})
+    audio_column_name: str = field(default="audio", metadata={"help": "Column of the target audio."})
+    voice_prompts_column_name: str = field(default="voice_prompts", metadata={"help": "Column of the voice prompts."})
+    speaker_column_name: str = field(
+        default="speaker", metadata={"help": "Column of the speaker; its other clips serve as voice prompts."}
+    )
+    eval_split_size: float = field(
+        default=0.0, metadata={"help": "Share of the training rows held out for evaluation if there is no other set."}
+    )
+    ignore_verifications: bool = field(default=False, metadata={"help": "Skip the checks of a Hub data set's files."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest row, in tokens and frames together. Default: the model's positions."}
+    )
+    voice_prompt_drop_rate: float = field(
+        default=0.0, metadata={"help": "Share of rows shown without their voice prompts, drawn anew each epoch."}
+    )
+    prompt_cuts_per_clip: int = field(
+        default=4, metadata={"help": "Random cuts of a clip that are encoded as its voice prompts, if it has no other."}
+    )
+    normalize_targets: bool = field(
+        default=True, metadata={"help": "Bring target audio to -25 dBFS, as voice prompts always are."}
+    )
+    latents_dir: str | None = field(
+        default=None, metadata={"help": "The latent store. Default: OUTPUT_DIR/latents. Share it between runs."}
+    )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "What to do with a row that cannot be used: stop, or count it and go on."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.train_jsonl is None) == (self.dataset_name is None):
+            found = "both" if self.train_jsonl else "neither"
+            raise ArgumentError(f"give either --train_jsonl or --dataset_name (found {found}).")
+        _check_share("--voice_prompt_drop_rate", self.voice_prompt_drop_rate, upper_allowed=True)
+        _check_share("--eval_split_size", self.eval_split_size)
+        _check("--prompt_cuts_per_clip", self.prompt_cuts_per_clip, self.prompt_cuts_per_clip >= 1, "at least 1")
+        _check("--max_length", self.max_length, self.max_length is None or self.max_length >= 1, "at least 1")
+
+
+@dataclass
+class FinetuneArguments(TrainingArguments):
+    """The loop and the losses, on top of transformers' `TrainingArguments`."""
+
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every trained tensor gets a gradient in every step."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Replace non-finite losses in the logs. Off: nothing is silent."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Accepted for old scripts; rows keep what training needs either way."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps (below 1: a share)."})
+    report_to: None | str | list[str] = field(
+        default=None,
+        metadata={"help": "Loggers: tensorboard, wandb, trackio … or none. Default: tensorboard, if it is installed."},
+    )
+    ddpm_batch_mul: int = field(default=1, metadata={"help": "Noise draws a frame and step in the diffusion loss."})
+    diffusion_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the diffusion loss."})
+    ce_loss_weight: float = field(default=1.0, metadata={"help": "Weight of text and control cross-entropy."})
+    control_loss_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor on ce_loss_weight for the control loss (go on or stop); 0: the original objective."},
+    )
+    unconditional_rate: float = field(
+        default=0.0, metadata={"help": "Share of rows shown as the unconditional branch of guidance sees them."}
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of a float32 average of the trained weights; 0: none."}
+    )
+    gradient_clipping: bool = field(default=False, metadata={"help": "Clip gradients to --max_grad_norm."})
+    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps with a rising learning rate."})
+    debug_save: bool = field(
+        default=False, metadata={"help": "Save the untrained parts to OUTPUT_DIR/debug_initial before training."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_own()
+        if not self.gradient_clipping:
+            self.max_grad_norm = 0.0
+        if self.warmup_ratio:
+            self.warmup_steps = self.warmup_ratio
+        if self.report_to is None:
+            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing  # the old name, without its warning
+        if self.bf16 and not torch.cuda.is_available():
+            self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
+        super().__post_init__()
+
+    def _check_own(self) -> None:
+        if self.output_dir is None:
+            raise ArgumentError("--output_dir is missing: the folder that the result goes to.")
+        if self.fp16:
+            raise ArgumentError("--fp16: VibeVoice overflows in float16; use --bf16 True, or neither for float32.")
+        if self.warmup_ratio and self.warmup_steps not in (0, self.warmup_ratio):
+            raise ArgumentError("--warmup_ratio and --warmup_steps exclude each other; leave one of the two out.")
+        _check_share("--warmup_ratio", self.warmup_ratio)
+        _check_share("--unconditional_rate", self.unconditional_rate)
+        _check_share("--ema_decay", self.ema_decay)
+        for name in ("ddpm_batch_mul", "gradient_accumulation_steps", "per_device_train_batch_size"):
+            number = getattr(self, name)
+            _check(f"--{name}", number, number >= 1, "at least 1")
+        for name in ("diffusion_loss_weight", "ce_loss_weight", "control_loss_weight"):
+            weight = getattr(self, name)
+            _check(f"--{name}", weight, weight >= 0, "at least 0")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation set is needed."""
+        return bool(self.do_eval) or self.eval_strategy != IntervalStrategy.NO
+
+    @property
+    def draw_seed(self) -> int:
+        """Seed of the sampler's order and of every draw of a row."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line."""
+
+    model: ModelArguments
+    data: DataArguments
+    loop: FinetuneArguments
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing a page of usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message} (all flags: vibevoice-finetune {self.prog.split()[-1]} --help)")
+
+
+def parse(argv: Sequence[str], command: str = "train") -> Arguments:
+    """Parse a command line; `--config file.yaml` gives values that flags after it on the command line override.
+
+    Raises:
+        ArgumentError: an unknown flag, a value of the wrong kind, a combination that cannot be carried out.
+    """
+    parser = _Parser(
+        [ModelArguments, DataArguments, FinetuneArguments],  # type: ignore[arg-type]  # its hint knows one type only
+        prog=f"vibevoice-finetune {command}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default=SUPPRESS, help="YAML file with the same names; the command line wins.")
+    words = list(argv)
+    if not {"--help", "-h"} & set(words):
+        words = _with_config(words)
+    try:
+        model, data, loop, *_, unknown = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # transformers' own checks of its arguments
+        raise ArgumentError(" ".join(str(error).split())) from error
+    if unknown:
+        raise ArgumentError(_unknown_flag(unknown[0], [f.name for c in parser.dataclass_types for f in fields(c)]))
+    return Arguments(model, data, loop)
+
+
+def _with_config(words: list[str]) -> list[str]:
+    """Replace `--config FILE` by the flags that the file holds, put first so that the command line wins."""
+    spread = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in spread:
+        return words
+    at = spread.index("--config")
+    if at + 1 == len(spread):
+        raise ArgumentError("--config needs the path of a YAML file.")
+    path = Path(spread[at + 1])
+    return _flags_of(path) + spread[:at] + spread[at + 2 :]
+
+
+def _flags_of(path: Path) -> list[str]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"--config {path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ArgumentError(f"--config {path}: expected `name: value` lines with the names of flags.")
+    flags: list[str] = []
+    for name, value in content.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        text = [",".join(map(str, values))] if name in ("lora_target_modules", "layers_to_freeze") else map(str, values)
+        flags += [f"--{name}", *text]
+    return flags
+
+
+def _unknown_flag(word: str, names: list[str]) -> str:
+    name = word.lstrip("-").split("=")[0].replace("-", "_")
+    if name in GONE_FLAGS:
+        return f"--{name} is gone from transformers 5; use {GONE_FLAGS[name]}."
+    if not word.startswith("-"):
+        return f'"{word}" belongs to no flag; a value with spaces needs quotation marks.'
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean --{close[0]}?" if close else " (all flags: --help)."
+    return f"{word} is no flag{hint}"
+
+
+def _check(flag: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ArgumentError(f"{flag} {value}: must be {expected}.")
+
+
+def _check_share(flag: str, value: float, *, upper_allowed: bool = False) -> None:
+    expected = "from 0 to 1" if upper_allowed else "at least 0 and below 1"
+    _check(flag, value, 0 <= value < 1 or (upper_allowed and value == 1), expected)

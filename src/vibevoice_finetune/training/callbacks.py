@@ -1,0 +1,85 @@
+"""What happens beside the steps: the metrics file, the progress bar, the moving average."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vibevoice_finetune.training.ema import Ema
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to `metrics.jsonl`; a resumed run first drops the lines beyond its starting step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the lines up to the step that training starts from."""
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= state.global_step and state.global_step > 0:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # a line torn by a kill
+        beside = self.path.with_suffix(".new")
+        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        beside.replace(self.path)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line."""
+        if state.is_world_process_zero and logs is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class LossProgress(ProgressCallback):  # type: ignore[misc]  # transformers is untyped here
+    """The progress bar of transformers with the loss behind it instead of lines of numbers in between."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest training and evaluation loss."""
+        if self.training_bar is None or not logs:
+            return
+        shown = {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss") if name in logs}
+        if shown:
+            self.shown = {**self.shown, **shown}
+            self.training_bar.set_postfix(self.shown)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, str] = {}
+
+
+class EmaCallback(TrainerCallback):
+    """Updates the moving average after every optimizer step."""
+
+    def __init__(self, ema: Ema) -> None:
+        self.ema = ema
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the average."""
+        self.ema.update()
