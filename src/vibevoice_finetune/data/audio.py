@@ -244,6 +244,8 @@ def write_audio(path: Path, samples: Floats, sampling_rate_hz: int) -> None:
 
 def _parse_path(value: str | Path, base_dir: Path | None, where: str) -> AudioSource:
     text = str(value)
+    if not text.strip():
+        raise AudioError(f"{where}: the path of the audio is empty; mend it or remove the row.", "missing file")
     if "://" in text:
         raise AudioError(
             f"{where}: {shown(text)} is an address; a file on this machine is expected; download it first.",

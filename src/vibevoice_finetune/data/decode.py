@@ -51,11 +51,11 @@ READABLE = "wav, flac, ogg, opus and mp3 can be read"
 Floats = NDArray[np.float32]
 
 
-class AudioError(DataError):
-    """A `DataError` about one piece of audio.
+class RowError(DataError):
+    """A `DataError` about one row.
 
     Attributes:
-        reason: what is wrong in two words, for counting bad rows by reason.
+        reason: what is wrong in two or three words, for counting bad rows by reason.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -64,6 +64,10 @@ class AudioError(DataError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class AudioError(RowError):
+    """A `RowError` about one piece of audio."""
 
 
 def decode(file: Path | bytes | memoryview, label: str) -> Floats:
@@ -124,8 +128,8 @@ class Intake:
     def __init__(self, rate_hz: int, label: str) -> None:
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(
-                f"{label} states a sampling rate of {shown(f'{rate_hz:,}')} Hz; {MIN_RATE_HZ:,} to {MAX_RATE_HZ:,} Hz is "
-                "expected; mend the rate or remove the row.",
+                f"{label} states a sampling rate of {shown(f'{rate_hz:,}')} Hz; expected are {MIN_RATE_HZ:,} to "
+                f"{MAX_RATE_HZ:,} Hz; mend the rate or remove the row.",
                 "undecodable audio",
             )
         self.rate_hz = rate_hz
@@ -287,18 +291,19 @@ def _decode_aac(stream: BinaryIO, label: str, *, in_container: bool) -> Floats:
     try:
         # The format is given, or the file's content could make FFmpeg open other files (playlists).
         with av.open(stream, format="mp4" if in_container else "aac") as container:
-            if not container.streams.audio:
+            track = next((track for track in container.streams.audio if track.codec_context is not None), None)
+            if track is None:
                 raise AudioError(f"{label} holds no audio track; remove the row.", "undecodable audio")
-            track = container.streams.audio[0]
-            to_float = av.AudioResampler(format="fltp")
             intake = Intake(track.rate, label)
+            to_float = av.AudioResampler(format="fltp")
             for frame in container.decode(track):
                 for converted in to_float.resample(frame):
                     intake.add(converted.to_ndarray().T)
             if in_container and track.duration is not None:
                 intake.check_complete(float(track.duration * track.time_base), M4A_CUT_SHORT_SEC)
     except (av.error.FFmpegError, ValueError) as error:
+        said = error.strerror if isinstance(error, av.error.FFmpegError) else error
         raise AudioError(
-            f"{label} cannot be decoded ({error}); {READABLE}; convert it or remove the row.", "undecodable audio"
+            f"{label} cannot be decoded ({said}); {READABLE}; convert it or remove the row.", "undecodable audio"
         ) from error
     return intake.samples()
