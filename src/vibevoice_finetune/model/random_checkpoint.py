@@ -23,7 +23,8 @@ from transformers import Qwen2Tokenizer
 from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.model import names
-from vibevoice_finetune.model.configs import Json, config_to_native, config_to_original
+from vibevoice_finetune.model.configs import config_to_native, config_to_original
+from vibevoice_finetune.model.original_config import Json
 from vibevoice_finetune.model.vibevoice import facts, tensor_shapes
 from vibevoice_finetune.model.weights import MAX_SHARD_BYTES, write_weights
 
@@ -137,7 +138,7 @@ def write_random_checkpoint(
         seed: of the random numbers. Tensors of more than a million elements repeat one random block of a million,
             each from another place of it: drawing billions takes minutes, and a benchmark sees no difference.
         tied: whether the output matrix is the embedding; None for what the size has.
-        shards: into how many files, at least; a file never grows beyond 2 GB.
+        shards: into how many files, at least; a file never grows beyond 1 GB.
 
     Returns:
         The folder.
@@ -148,7 +149,7 @@ def write_random_checkpoint(
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder}: is not empty; give a new folder for the random checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
-    raw = _config(_SIZES[size] if tied is None else _SIZES[size] | {"tie_word_embeddings": tied}, dtype)
+    raw = original_config(size, dtype, tied)
     config = config_to_native(raw, "the random checkpoint")
     shapes = tensor_shapes(config)
     total_bytes = dtype.itemsize * sum(math.prod(shape) for shape in shapes.values())
@@ -183,14 +184,15 @@ def write_byte_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _config(size: Json, dtype: torch.dtype) -> Json:
-    """The original `config.json` of a size."""
+def original_config(size: Size, dtype: torch.dtype = torch.bfloat16, tied: bool | None = None) -> Json:
+    """The `config.json` of a size in the original layout; arguments as in `write_random_checkpoint`."""
+    values = _SIZES[size] if tied is None else _SIZES[size] | {"tie_word_embeddings": tied}
     dtype_name = str(dtype).removeprefix("torch.")
     tokenizer: Json = {
         "causal": True,
         "channels": 1,
-        "encoder_depths": size["encoder_depths"],
-        "encoder_n_filters": size["encoder_n_filters"],
+        "encoder_depths": values["encoder_depths"],
+        "encoder_n_filters": values["encoder_n_filters"],
         "encoder_ratios": _RATIOS,
         "layer_scale_init_value": 1e-6,
         "layernorm_eps": 1e-5,
@@ -201,10 +203,10 @@ def _config(size: Json, dtype: torch.dtype) -> Json:
         "fix_std": 0.5,
         "std_dist_type": "gaussian",
         "decoder_depths": None,
-        "decoder_n_filters": size["encoder_n_filters"],
+        "decoder_n_filters": values["encoder_n_filters"],
         "decoder_ratios": _RATIOS,
     }
-    language_model = {key: value for key, value in size.items() if not key.startswith(("encoder_", "head_"))}
+    language_model = {key: value for key, value in values.items() if not key.startswith(("encoder_", "head_"))}
     return {
         "model_type": "vibevoice",
         "torch_dtype": dtype_name,
@@ -216,7 +218,7 @@ def _config(size: Json, dtype: torch.dtype) -> Json:
             "attention_dropout": 0.0,
             "hidden_act": "silu",
             "initializer_range": 0.02,
-            "max_window_layers": size["num_hidden_layers"],
+            "max_window_layers": values["num_hidden_layers"],
             "rms_norm_eps": 1e-6,
             "rope_theta": 1_000_000.0,
             "rope_scaling": None,
@@ -226,9 +228,9 @@ def _config(size: Json, dtype: torch.dtype) -> Json:
             "torch_dtype": dtype_name,
         },
         "diffusion_head_config": {
-            "head_layers": size["head_layers"],
+            "head_layers": values["head_layers"],
             "head_ffn_ratio": 3.0,
-            "hidden_size": size["hidden_size"],
+            "hidden_size": values["hidden_size"],
             "latent_size": _ACOUSTIC_DIM,
             "speech_vae_dim": _ACOUSTIC_DIM,
             "rms_norm_eps": 1e-5,

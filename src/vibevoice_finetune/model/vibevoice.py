@@ -19,7 +19,8 @@ from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionH
 
 from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ
 from vibevoice_finetune.model import names
-from vibevoice_finetune.model.configs import NUM_TRAIN_TIMESTEPS, parts
+from vibevoice_finetune.model.configs import parts
+from vibevoice_finetune.model.original_config import NUM_TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True)

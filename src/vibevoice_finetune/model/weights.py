@@ -25,7 +25,7 @@ from vibevoice_finetune.model.names import EMBED_TOKENS, LATENT_SCALE, LM_HEAD, 
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 2 * 1024**3
+MAX_SHARD_BYTES = 1024**3
 _LISTED = 20
 
 
@@ -153,7 +153,8 @@ def write_weights(
 ) -> list[Path]:
     """Write tensors as safetensors: one `model.safetensors`, or shards with an index if they are larger together.
 
-    Files are written beside and renamed when all are complete. At most one shard is in memory.
+    Files are written beside and renamed when all are complete. At most one shard is in memory, twice while it is
+    written.
 
     Args:
         folder: where to; made if it does not exist.
