@@ -10,6 +10,7 @@ import importlib.util
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -31,6 +32,9 @@ GONE_FLAGS = {
     "no_cuda": "--use_cpu",
 }
 """Flags of older scripts that transformers 5 no longer has, and what to write instead."""
+
+SECRETS = ("hub_token",)
+"""Flags that are written to no file."""
 
 
 @dataclass
@@ -103,7 +107,7 @@ class ModelArguments:
         """`--layers_to_freeze` as indices."""
         words = (self.layers_to_freeze or "").replace(",", " ").split()
         if not all(word.isdigit() for word in words):
-            raise ArgumentError(f'--layers_to_freeze "{self.layers_to_freeze}": write indices with commas, as in 0,1,5.')
+            raise ArgumentError(f'--layers_to_freeze "{self.layers_to_freeze}": write indices by comma, as in 0,1,5.')
         return tuple(sorted({int(word) for word in words}))
 
 
@@ -174,7 +178,7 @@ class FinetuneArguments(TrainingArguments):
         default=False, metadata={"help": "Accepted for old scripts; rows keep what training needs either way."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps (below 1: a share)."})
-    report_to: None | str | list[str] = field(
+    report_to: str | None = field(
         default=None,
         metadata={"help": "Loggers: tensorboard, wandb, trackio … or none. Default: tensorboard, if it is installed."},
     )
@@ -241,11 +245,19 @@ class FinetuneArguments(TrainingArguments):
 
 @dataclass(frozen=True)
 class Arguments:
-    """A parsed command line."""
+    """A parsed command line.
+
+    Attributes:
+        model: which model, what is trained.
+        data: rows and latents.
+        loop: the loop and the losses.
+        given: the flags whose value differs from the default, as they were given; secrets left out.
+    """
 
     model: ModelArguments
     data: DataArguments
     loop: FinetuneArguments
+    given: dict[str, Any]
 
 
 class _Parser(HfArgumentParser):
@@ -278,7 +290,13 @@ def parse(argv: Sequence[str], command: str = "train") -> Arguments:
         raise ArgumentError(" ".join(str(error).split())) from error
     if unknown:
         raise ArgumentError(_unknown_flag(unknown[0], [f.name for c in parser.dataclass_types for f in fields(c)]))
-    return Arguments(model, data, loop)
+    values = vars(parser.parse_known_args(words)[0])
+    given = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in values.items()
+        if value != parser.get_default(name) and name not in SECRETS
+    }
+    return Arguments(model, data, loop, given)
 
 
 def _with_config(words: list[str]) -> list[str]:

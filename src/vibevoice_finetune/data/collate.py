@@ -10,13 +10,12 @@ C acoustic dim, S semantic dim, K = ddpm_batch_mul.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import NotRequired
 
 from vibevoice_finetune.data.dataset import Example
 
@@ -74,7 +73,8 @@ def collate(examples: Sequence[Example]) -> Batch:
     ...     target = np.array(target)
     ...     sequence = TokenSequence(np.array(ids), none, target, target - 1, none, none, none, none)
     ...     frames = np.zeros((len(target), 1), dtype=np.float32)
-    ...     return Example("", False, sequence, frames[:0], frames[:0], frames, frames, frames, none.reshape(0, 1), frames[:, None])
+    ...     draws = (none.reshape(0, 1), frames[:, None])
+    ...     return Example("", False, sequence, frames[:0], frames[:0], frames, frames, frames, *draws)
     >>> from vibevoice_finetune.data.prompt import TokenSequence
     >>> batch = collate([row([5, 6, 9], [2]), row([7, 8, 9, 9], [2, 3])])
     >>> batch["input_ids"].tolist(), batch["position_ids"].tolist()

@@ -11,7 +11,7 @@ Shapes: F target frames, V voice-prompt frames, C acoustic dim, S semantic dim, 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ CUT_STREAM, TRAIN_STREAM, EVAL_STREAM = range(3)
 """Last number of a seed: keeps cuts, training draws and evaluation draws apart."""
 
 
-class PromptSource(str, Enum):
+class PromptSource(StrEnum):
     """Where a row's voice prompts come from."""
 
     GIVEN = "given in the row"
@@ -55,7 +55,7 @@ class RowRequest:
     Attributes:
         where: file and line, or data set and row.
         turns: the script.
-        speaker: the row's speaker label, if other clips of that speaker serve as prompts.
+        speaker: the row's speaker label, if it has one.
         target: the audio to learn.
         prompts: the voice prompts in speaker order (GIVEN), the choices of a random cut (CUT), this clip as a prompt
             for the speaker's other rows (SPEAKER), or nothing.
@@ -86,6 +86,7 @@ class PlannedRow:
         target_frames: F.
         prompt_choices: every choice of voice prompts, one latent key a speaker; empty if the row never has any.
         num_tokens: tokens of the row with its longest choice of prompts.
+        speaker: the row's speaker label, if it has one.
         source: where the prompts come from.
     """
 
@@ -95,6 +96,7 @@ class PlannedRow:
     target_frames: int
     prompt_choices: tuple[tuple[str, ...], ...]
     num_tokens: int
+    speaker: str | None
     source: PromptSource
 
 
@@ -189,7 +191,7 @@ def make_requests(
             RowRequest(
                 where=row.where,
                 turns=turns,
-                speaker=row.speaker if source is PromptSource.SPEAKER else None,
+                speaker=row.speaker,
                 target=Segment(row.audio, normalize=normalize_targets, cut=None, semantic=True),
                 prompts=_prompt_segments(row, source, cuts_per_clip, (seed, index, CUT_STREAM)),
                 source=source,
@@ -208,9 +210,7 @@ def _prompt_source(row: Row, turns: tuple[Turn, ...], clips_of_speaker: Counter[
     return PromptSource.CUT
 
 
-def _prompt_segments(
-    row: Row, source: PromptSource, cuts_per_clip: int, seed: tuple[int, ...]
-) -> tuple[Segment, ...]:
+def _prompt_segments(row: Row, source: PromptSource, cuts_per_clip: int, seed: tuple[int, ...]) -> tuple[Segment, ...]:
     def prompt(audio: AudioSource, cut: RandomCut | None = None) -> Segment:
         return Segment(audio, normalize=True, cut=cut, semantic=False)
 
@@ -244,7 +244,7 @@ def plan_rows(
     """
     clips_of_speaker: dict[str, list[str]] = defaultdict(list)
     for request in requests:
-        if request.speaker is not None:
+        if request.source is PromptSource.SPEAKER and request.speaker is not None:
             clips_of_speaker[request.speaker].append(store.key(request.prompts[0]))
     planned = []
     for request in requests:
@@ -256,8 +256,8 @@ def plan_rows(
         if num_tokens > max_tokens:
             bad_rows.report(
                 DataError(
-                    f"{request.where}: the row is {num_tokens:,} tokens long ({target_frames:,} of audio, {len(voice):,} "
-                    f"of voice prompts); at most {max_tokens:,} fit; shorten the clip or raise --max_length."
+                    f"{request.where}: the row is {num_tokens:,} tokens long ({target_frames:,} of audio, "
+                    f"{len(voice):,} of voice prompts); at most {max_tokens:,} fit; shorten the clip or raise --max_length."
                 ),
                 "too long",
             )
@@ -270,6 +270,7 @@ def plan_rows(
                 target_frames=target_frames,
                 prompt_choices=choices,
                 num_tokens=num_tokens,
+                speaker=request.speaker,
                 source=request.source,
             )
         )

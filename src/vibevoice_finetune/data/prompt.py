@@ -38,7 +38,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the four tokens that generation chooses among; `ids` fixes their order as classes of a control decision."""
+    """Ids of the four tokens that generation chooses among; `ids` fixes their order as classes."""
 
     speech_start: int
     speech_end: int
@@ -94,7 +94,7 @@ def parse_script(text: str, where: str, *, default_speaker: bool = False) -> tup
     Args:
         text: one ``Speaker N: text`` a line; case and spaces around the colon do not matter, blank lines are skipped.
         where: what to name in an error, as in ``train.jsonl:17``.
-        default_speaker: plain text without any tag is one turn of Speaker 0 (generation) instead of an error (training).
+        default_speaker: plain text without any tag is one turn of Speaker 0 (generation), no error (training).
 
     Raises:
         DataError: nothing is said, or a line has no speaker tag.
@@ -170,11 +170,11 @@ def training_sequence(
     >>> one_id_a_piece = lambda text: [len(text) % 10]
     >>> row = training_sequence(one_id_a_piece, special, (Turn(0, "Hi."),), [], target_frames=2)
     >>> row.token_ids.tolist()  # system, text heading, turn, speech heading, <start>, two frames, <end>, end of text
-    [3, 3, 6, 7, 90, 92, 92, 91, 93]
+    [6, 3, 6, 6, 90, 92, 92, 91, 93]
     >>> row.target_positions.tolist(), row.condition_positions.tolist()
     ([5, 6], [4, 5])
     >>> row.text_positions.tolist(), row.text_labels.tolist()
-    ([0, 1, 2, 3, 6, 7], [3, 6, 7, 90, 91, 93])
+    ([0, 1, 2, 3, 6, 7], [3, 6, 6, 90, 91, 93])
     >>> row.control_positions.tolist(), row.control_labels.tolist()
     ([4, 5, 6, 7], [2, 2, 1, 3])
     """

@@ -1,8 +1,8 @@
 """Which rows make up each micro-batch of each process.
 
 The order of an epoch depends on the seed and the epoch alone. Micro-batch m of all processes together is a contiguous
-piece of that order, so an optimizer step sees the same rows whether they are split over processes, accumulated, or taken
-at once, and a run that goes on after a stop goes on in the same order.
+piece of that order, so an optimizer step sees the same rows whether they are split over processes, accumulated, or
+taken at once, and a run that goes on after a stop goes on in the same order.
 """
 
 from collections.abc import Iterator
@@ -75,5 +75,3 @@ class EpochLoader(DataLoader[Example]):
         """Choose the epoch that the next iteration runs through."""
         assert isinstance(self.batch_sampler, RowBatches)
         self.batch_sampler.set_epoch(epoch)
-
-

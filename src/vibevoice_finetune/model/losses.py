@@ -44,7 +44,7 @@ def _chunk_cross_entropy_sum(hidden_ND: Tensor, output_matrix_VD: Tensor, labels
 
 
 def control_logits(hidden_ND: Tensor, output_matrix_VD: Tensor, control_ids_4: Tensor) -> Tensor:
-    """(N, 4) float32 scores of the four tokens that generation chooses among; only their rows of the matrix are used."""
+    """(N, 4) float32 scores of the four tokens that generation chooses among, from their rows of the matrix alone."""
     return F.linear(hidden_ND, output_matrix_VD.index_select(0, control_ids_4)).float()
 
 

@@ -135,12 +135,18 @@ class Objective(nn.Module):
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether the language model recomputes its layers in the backward pass."""
-        return bool(vibevoice.language_model(self.model).is_gradient_checkpointing)
+        return bool(vibevoice.language_model(self.model).is_activation_checkpointing)
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **choices: Any
+    ) -> None:
         """Recompute the language model's layers in the backward pass.
 
         Always without re-entrance: the re-entrant kind gives no gradient to LoRA when the embeddings need none.
+
+        Args:
+            activation_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            choices: what else transformers' method of this name takes.
         """
         kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
-        vibevoice.language_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        vibevoice.language_model(self.model).activation_checkpointing_enable(kwargs, **choices)

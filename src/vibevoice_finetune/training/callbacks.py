@@ -9,6 +9,8 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from vibevoice_finetune.training.ema import Ema
 
 METRICS_FILE = "metrics.jsonl"
+SUMMARY_KEY = "train_runtime"
+"""In the log that transformers writes at the end of a run."""
 
 
 class MetricsFile(TrainerCallback):
@@ -20,13 +22,14 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the lines up to the step that training starts from."""
+        """Keep the lines up to the step that training starts from, but for the summary of a run that was stopped."""
         if not state.is_world_process_zero or not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= state.global_step and state.global_step > 0:
+                log = json.loads(line)
+                if 0 < log["step"] <= state.global_step and SUMMARY_KEY not in log:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a kill

@@ -118,7 +118,7 @@ def rotate(output_dir: Path, keep: int | None, best: Path | None) -> None:
     if keep is None or keep <= 0:
         return
     checkpoints = complete_checkpoints(output_dir)
-    protected = {checkpoint for checkpoint in checkpoints[-1:]}
+    protected = set(checkpoints[-1:])
     if best is not None:
         protected |= {checkpoint for checkpoint in checkpoints if checkpoint.name == best.name}
     excess = len(checkpoints) - max(keep, len(protected))

@@ -7,7 +7,7 @@ weights; a checkpoint holds the trained tensors, not the model, and appears whol
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -118,6 +118,13 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """All rows in their order, split over processes."""
         return self._loader(eval_dataset or self.eval_dataset, self.args.per_device_eval_batch_size, seed=None)
 
+    def count_steps(self) -> tuple[int, int]:
+        """Optimizer steps of the whole run and of an epoch; zero without training rows."""
+        if self.train_dataset is None:
+            return 0, 0
+        values = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return values[6], values[1]
+
     def _loader(self, rows: SpeechDataset, batch_size: int, seed: int | None) -> EpochLoader:
         args = self.args
         return EpochLoader(
@@ -132,7 +139,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             ),
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             generator=torch.Generator().manual_seed(args.draw_seed),
@@ -176,14 +183,15 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss parts, control accuracy and speed of the steps since the last training log."""
         if "loss" in logs and self.window.steps:
-            logs.update(self.window.drain(self.accelerator.reduce if self.args.world_size > 1 else None))
+            logs.update(self.window.logs(self.accelerator.reduce if self.args.world_size > 1 else None))
+            self.window = Window(torch.zeros(5, device=self.args.device))
         super().log(logs, start_time)
 
     # Evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights, if there are any."""
-        with self.averaged():
+        with self.window.paused(), self.averaged():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -228,6 +236,15 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]  # Dataset has no __len__ in its annotations
         )
 
+    def last_evaluation(self) -> dict[str, float]:
+        """The newest evaluation's metrics; empty if there was none."""
+        found = [log for log in self.state.log_history if "eval_loss" in log]
+        return dict(found[-1]) if found else {}
+
+    def has_evaluated_last_step(self) -> bool:
+        """Whether the newest evaluation was of the weights as they are now."""
+        return self.last_evaluation().get("step") == self.state.global_step
+
     def averaged(self) -> AbstractContextManager[None]:
         """Within the context the model has the averaged weights; without an average, nothing happens."""
         return self.ema.applied() if self.ema else nullcontext()
@@ -242,7 +259,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
         self.store_flos()
         if self.args.should_save:
-            with checkpoints.writing(folder) as staging:
+            with self.window.paused(), checkpoints.writing(folder) as staging:
                 self._write_checkpoint(staging)
             best = self.state.best_model_checkpoint
             checkpoints.rotate(output_dir, self.args.save_total_limit, Path(best) if best else None)
@@ -309,15 +326,24 @@ class Window:
         self.sums = self.sums + torch.stack([part.detach().float() for part in parts])
         self.go_decisions = self.go_decisions + sums["go_total"].detach()
 
-    def drain(self, reduce_over_processes: Callable[..., Tensor] | None) -> dict[str, float]:
-        """The averages since the last call, and start again."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time within the context, as that of an evaluation."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - began
+
+    def logs(self, reduce_over_processes: Callable[..., Tensor] | None) -> dict[str, float]:
+        """The averages since the window was opened; the only place where the host waits for the device."""
         numbers = torch.cat([self.sums, self.go_decisions[None]])
         if reduce_over_processes is not None:
             numbers = reduce_over_processes(numbers, reduction="sum")
             numbers[:3] /= torch.distributed.get_world_size()
         diffusion, text, control, go_right, stop_right, go_total = numbers.tolist()
         seconds = time.perf_counter() - self.started
-        logs = {
+        return {
             "diffusion_loss": diffusion / self.steps,
             "text_loss": text / self.steps,
             "control_loss": control / self.steps,
@@ -325,8 +351,6 @@ class Window:
             "frames_per_second": self.frames / seconds,
             "tokens_per_second": self.tokens / seconds,
         }
-        self.__init__(torch.zeros_like(self.sums))  # type: ignore[misc]  # start again
-        return logs
 
 
 def control_accuracy(go_right: float, go_total: float, stop_right: float, stop_total: float) -> dict[str, float]:

@@ -1,0 +1,111 @@
+"""The start-up report: on one screen, what is trained, on what, and for how long."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.model import names
+from vibevoice_finetune.model.adapters import head_parameters
+from vibevoice_finetune.training.preparation import DataSummary, Prepared
+
+BLOCKS = {
+    names.LANGUAGE_MODEL: "language model",
+    names.LM_HEAD: "output matrix",
+    names.DIFFUSION_HEAD: "diffusion head",
+    names.ACOUSTIC_CONNECTOR: "acoustic connector",
+    names.SEMANTIC_CONNECTOR: "semantic connector",
+    names.LATENT_SCALE: "latent scale and bias",
+    names.LATENT_BIAS: "latent scale and bias",
+}
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """Parameters of a block of the model."""
+
+    block: str
+    total: int
+    trained: int
+    dtypes: str
+
+
+def block_sizes(model: nn.Module) -> list[BlockSize]:
+    """Parameters a block, in the model's order; a tied output matrix counts once, with the embedding."""
+    totals: dict[str, int] = defaultdict(int)
+    trained: dict[str, int] = defaultdict(int)
+    dtypes: dict[str, set[str]] = defaultdict(set)
+    for name, parameter in model.named_parameters():
+        block = next(label for prefix, label in BLOCKS.items() if name.startswith(prefix))
+        totals[block] += parameter.numel()
+        trained[block] += parameter.numel() if parameter.requires_grad else 0
+        dtypes[block].add(str(parameter.dtype).removeprefix("torch."))
+    return [BlockSize(block, totals[block], trained[block], ", ".join(sorted(dtypes[block]))) for block in totals]
+
+
+def print_report(
+    console: Console, arguments: Arguments, prepared: Prepared, model: nn.Module, max_steps: int, steps_per_epoch: int
+) -> None:
+    """Print the report; the indices of `--layers_to_freeze` follow if the diffusion head is trained."""
+    table = Table(
+        title=f"{prepared.checkpoint.source} ({prepared.checkpoint.layout.value} layout)", title_justify="left"
+    )
+    for heading, justify in (("part", "left"), ("parameters", "right"), ("trained", "right"), ("dtype", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich wants a literal
+    for size in block_sizes(model):
+        table.add_row(size.block, f"{size.total:,}", f"{size.trained:,}" if size.trained else "-", size.dtypes)
+    console.print(table)
+    for name, summary in prepared.summaries.items():
+        console.print(f"{name:5} {_data_line(summary)}", highlight=False)
+    if prepared.bad_rows:
+        console.print(f"left out: {prepared.bad_rows}", style="yellow", highlight=False)
+    for line in _loop_lines(arguments, max_steps, steps_per_epoch):
+        console.print(line, highlight=False)
+    if arguments.model.train_diffusion_head:
+        console.print(_head_indices(model, arguments.model.frozen_head_layers), highlight=False)
+
+
+def _data_line(summary: DataSummary) -> str:
+    prompts = ", ".join(f"{count:,} {source}" for source, count in summary.prompt_sources.most_common())
+    speakers = f", {summary.speakers} speakers" if summary.speakers else ""
+    return f"{summary.rows:,} rows, {_duration(summary.audio_hours)}{speakers}; voice prompts: {prompts}"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h of audio" if hours >= 1 else f"{hours * 60:.1f} min of audio"
+
+
+def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> Iterable[str]:
+    loop, model = arguments.loop, arguments.model
+    rows = loop.per_device_train_batch_size * loop.gradient_accumulation_steps * loop.world_size
+    parts = f"{loop.per_device_train_batch_size} a process × {loop.gradient_accumulation_steps} accumulated"
+    parts += f" × {loop.world_size} processes" if loop.world_size > 1 else ""
+    yield f"steps {max_steps:,} ({steps_per_epoch:,} an epoch), effective batch {rows} rows ({parts})"
+    yield (
+        f"loss  {loop.diffusion_loss_weight:g} diffusion (K = {loop.ddpm_batch_mul}) + {loop.ce_loss_weight:g} (text"
+        f" + {loop.control_loss_weight:g} control)"
+    )
+    lora = (
+        f"r {model.lora_r}, alpha {model.lora_alpha}, dropout {model.lora_dropout:g}"
+        if model.target_modules
+        else "none"
+    )
+    extras = [f"EMA {loop.ema_decay:g}"] if loop.ema_decay else []
+    extras += [f"gradients clipped to {loop.max_grad_norm:g}" if loop.gradient_clipping else "gradients not clipped"]
+    extras += ["activation checkpointing"] if loop.activation_checkpointing else []
+    yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({loop.lr_scheduler_type.value}); {', '.join(extras)}"
+    loggers = ", ".join(loop.report_to) if loop.report_to else "none"
+    evaluation = f"every {loop.eval_steps:g} steps" if loop.eval_strategy == "steps" else f"{loop.eval_strategy.value}"
+    yield f"logs  metrics.jsonl, {loggers}; evaluation: {evaluation}; device: {loop.device}"
+
+
+def _head_indices(model: nn.Module, frozen: tuple[int, ...]) -> str:
+    names = (
+        f"{head.index} {head.original_name.removesuffix('.weight')}{' (fixed)' if head.index in frozen else ''}"
+        for head in head_parameters(model)
+    )
+    return "head tensors, for --layers_to_freeze: " + " · ".join(names)

@@ -1,0 +1,197 @@
+"""`train` and `encode`: from a command line to a result.
+
+A run prepares the data (`training/preparation.py`), loads the model without its tokenizers, attaches what is trained,
+reports, trains, and writes the portable result. The output folder is
+
+    lora/            the result          checkpoint-N/    to go on from
+    arguments.yaml   the flags           environment.json versions and device
+    metrics.jsonl    every log           runs/            TensorBoard, if it is installed
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from rich.console import Console
+from transformers import set_seed
+
+from vibevoice_finetune import __version__
+from vibevoice_finetune.arguments import Arguments, parse
+from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
+from vibevoice_finetune.model.adapters import AdapterPlan, attach
+from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
+from vibevoice_finetune.model.objective import Objective
+from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.training import checkpoints
+from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
+from vibevoice_finetune.training.report import print_report
+from vibevoice_finetune.training.trainer import FinetuneTrainer
+
+RESULT = "lora"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+
+
+def train(words: Sequence[str]) -> None:
+    """The command `train`."""
+    arguments = parse(words)
+    loop = arguments.loop
+    if not (loop.do_train or loop.evaluates):
+        print("nothing to do: add --do_train to train, --do_eval to evaluate, or both.")  # noqa: T201
+        return
+    console = Console(stderr=True, quiet=loop.process_index != 0)
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()  # the bars of loading; in a log file they are noise
+    output_dir = Path(str(loop.output_dir))
+    resume = resume_point(arguments, output_dir, console)
+    prepared = prepare(arguments)
+    if prepared.filled is not None:
+        console.print(prepared.filled.summary(), highlight=False)
+    objective, plan = build(arguments, prepared)
+    if loop.process_index == 0:
+        write_settings(arguments, output_dir)
+    export = exporter(arguments, prepared, objective, plan)
+    if loop.debug_save:
+        export(output_dir / "debug_initial")
+    trainer = FinetuneTrainer(objective, loop, prepared.train_set, prepared.eval_set, export)
+    max_steps, steps_per_epoch = trainer.count_steps()
+    print_report(console, arguments, prepared, objective.model, max_steps, steps_per_epoch)
+    if loop.do_train:
+        run_training(trainer, output_dir, resume, console)
+    if loop.do_eval and not trainer.has_evaluated_last_step():
+        trainer.evaluate()
+    if loop.do_eval:
+        console.print_json(json.dumps(trainer.last_evaluation()))
+
+
+def encode(words: Sequence[str]) -> None:
+    """The command `encode`: fill the latent store that a later `train` with the same flags reads."""
+    extra = (
+        [] if any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in words) else ["--output_dir", ""]
+    )
+    arguments = parse([*words, *extra, "--do_train"], command="encode")
+    if not arguments.loop.output_dir and not arguments.data.latents_dir:
+        raise ArgumentError("say where the latents go: --latents_dir FOLDER (give the same to train).")
+    prepared = prepare(arguments)
+    assert prepared.filled is not None
+    console = Console(stderr=True, quiet=arguments.loop.process_index != 0)
+    console.print(prepared.filled.summary(), highlight=False)
+    if prepared.bad_rows:
+        console.print(f"left out: {prepared.bad_rows}", style="yellow", highlight=False)
+    console.print(f"the store is {latents_dir(arguments)}", highlight=False)
+
+
+def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Path | None:
+    """The checkpoint to go on from, or None to start; refuses a folder that holds another run's result.
+
+    Raises:
+        ArgumentError: the folder is taken, or the checkpoint named is none.
+    """
+    wanted = arguments.loop.resume_from_checkpoint
+    found = checkpoints.complete_checkpoints(output_dir)
+    if wanted is None or str(wanted).lower() == "false":
+        if not arguments.loop.do_train:
+            return None
+        if (output_dir / RESULT / INFO_FILE).exists():
+            raise ArgumentError(
+                f"--output_dir {output_dir}: holds a finished run; choose another folder, "
+                "or go on from its last checkpoint with --resume_from_checkpoint True."
+            )
+        if found:
+            raise ArgumentError(
+                f"--output_dir {output_dir}: holds {found[-1].name} of a run that did not finish; "
+                "go on with --resume_from_checkpoint True, or choose another folder."
+            )
+        return None
+    if str(wanted).lower() != "true":
+        if not checkpoints.is_complete(Path(wanted)):
+            raise ArgumentError(
+                f"--resume_from_checkpoint {wanted}: is no complete checkpoint; complete ones in {output_dir}: "
+                f"{', '.join(folder.name for folder in found) or 'none'}."
+            )
+        return Path(wanted)
+    if not found:
+        console.print(f"no complete checkpoint in {output_dir}: starting from the beginning", style="yellow")
+        return None
+    console.print(f"going on from {found[-1]}", highlight=False)
+    return found[-1]
+
+
+def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterPlan]:
+    """Load the model without its tokenizers, in bf16 or float32, and attach what is trained, in float32."""
+    model_args, loop = arguments.model, arguments.loop
+    head = "full" if model_args.train_diffusion_head else "lora" if model_args.lora_wrap_diffusion_head else "frozen"
+    plan = AdapterPlan(
+        lora_r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        lora_target_modules=model_args.target_modules,
+        head=head,  # type: ignore[arg-type]  # one of the three literals
+        train_connectors=model_args.train_connectors,
+        layers_to_freeze=model_args.frozen_head_layers,
+    )
+    dtype = torch.bfloat16 if loop.bf16 else torch.float32
+    model = load_for_training(prepared.checkpoint, dtype, loop.device)
+    set_seed(loop.seed)
+    attach(model, plan)
+    return Objective(model, prepared.special), plan
+
+
+def exporter(
+    arguments: Arguments, prepared: Prepared, objective: Objective, plan: AdapterPlan
+) -> Callable[[Path], None]:
+    """A function that writes the portable result of the model as it stands into a folder."""
+    has_prompts = any(row.prompt_choices for row in prepared.train_set.rows) if prepared.train_set else False
+    info = AdapterInfo(
+        base_model=arguments.model.model_name_or_path,
+        base_fingerprint=model_fingerprint(prepared.checkpoint),
+        expects_voice_prompt=has_prompts and arguments.data.voice_prompt_drop_rate < 1,
+        versions=versions(),
+        settings=arguments.given,
+    )
+
+    def export(folder: Path) -> None:
+        save_adapter(objective.model, plan, folder, info)
+
+    return export
+
+
+def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None, console: Console) -> None:
+    """Train to the end and write the result."""
+    if trainer.args.should_save:
+        checkpoints.clear_leftovers(output_dir)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.args.should_save:
+        with trainer.averaged():
+            trainer.export(output_dir / RESULT)
+    console.print(f"the result is {output_dir / RESULT}", highlight=False)
+
+
+def write_settings(arguments: Arguments, output_dir: Path) -> None:
+    """Write the flags, so that `--config arguments.yaml` repeats the run, and what it runs on."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(arguments.given, sort_keys=False, allow_unicode=True)
+    (output_dir / "arguments.yaml").write_text(text, encoding="utf-8")
+    environment = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(arguments.loop.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "cpu_count": os.cpu_count(),
+        "processes": arguments.loop.world_size,
+    }
+    (output_dir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that the numbers depend on."""
+    return {"vibevoice-finetune": __version__, **{name: version(name) for name in PACKAGES}}
