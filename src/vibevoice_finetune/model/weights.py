@@ -158,20 +158,34 @@ def write_weights(
 
     Args:
         folder: where to; made if it does not exist.
-        tensors: names, in the layout that is to be written, and tensors.
+        tensors: at least one; names, in the layout that is to be written, and tensors.
         max_shard_bytes: a shard ends before it would grow beyond this.
 
     Returns:
         The files written, the index included.
+
+    Raises:
+        CheckpointError: the folder already holds weights.
     """
+    if (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists():
+        raise CheckpointError(f"{folder}: already holds a model's weights; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[tuple[Path, list[str]]] = []
     total_bytes = 0
-    for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
-        partial = folder / f".model-{number:05d}.safetensors.partial"
-        save_file(shard, partial, metadata={"format": "pt"})
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
-        shards.append((partial, list(shard)))
+    try:
+        for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
+            partial = folder / f".model-{number:05d}.safetensors.partial"
+            shards.append((partial, list(shard)))
+            save_file(shard, partial, metadata={"format": "pt"})
+            total_bytes += sum(tensor.nbytes for tensor in shard.values())
+        return _rename(folder, shards, total_bytes)
+    finally:
+        for partial, _ in shards:
+            partial.unlink(missing_ok=True)
+
+
+def _rename(folder: Path, shards: list[tuple[Path, list[str]]], total_bytes: int) -> list[Path]:
+    """Give complete files their names; the index comes last, since a folder with it counts as whole."""
     if len(shards) == 1:
         return [shards[0][0].replace(folder / SINGLE_FILE)]
     finals = [folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
@@ -208,7 +222,10 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
         )
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        file_names = sorted(set(weight_map.values()))
+        if not file_names or any(Path(name).name != name for name in file_names):
+            raise ValueError("file names expected")
+        files = [folder / name for name in file_names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index}: not an index of weights ({type(error).__name__}); download it again"
