@@ -32,7 +32,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
+# Made anew each time: the command itself refuses a folder that holds something.
 demo: $(INSTALLED)
+	rm -rf demo-output
 	$(BIN)/vibevoice-finetune demo --output_dir demo-output
 
 test: export OMP_NUM_THREADS ?= 1
