@@ -78,8 +78,6 @@ def read_dataset(
     place = Path(name)
     base_dir = place if place.is_dir() else place.parent if place.is_file() else None
     rows = DatasetRows(table, columns, base_dir, label)
-    if len(rows) == 0:
-        raise DataError(f"{label}: the split holds no rows; name another one or mend the data set.")
     before = bad_rows.counts.total()
     good: list[int] = []
     for index, row in enumerate(rows.checked()):
@@ -140,7 +138,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, object]:
         return dict(pairs)
 
     try:
-        values = json.loads(line.decode("utf-8"), object_pairs_hook=unique)
+        values = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         said = f"{error.msg}, column {error.colno}"
     except UnicodeDecodeError as error:
