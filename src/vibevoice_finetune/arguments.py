@@ -80,7 +80,7 @@ class ModelArguments:
             if not getattr(self, name):
                 raise ArgumentError(
                     f"--{name} False: the speech tokenizers cannot be trained, because latents are computed once, before "
-                    "training; leave the flag out."
+                    "training; leave it out."
                 )
         if self.train_diffusion_head and self.lora_wrap_diffusion_head:
             raise ArgumentError(
@@ -213,7 +213,7 @@ class FinetuneArguments(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing  # the old name, without its warning
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     def _check_own(self) -> None:
         if self.output_dir is None:
@@ -274,7 +274,7 @@ def parse(argv: Sequence[str], command: str = "train") -> Arguments:
         ArgumentError: an unknown flag, a value of the wrong kind, a combination that cannot be carried out.
     """
     parser = _Parser(
-        [ModelArguments, DataArguments, FinetuneArguments],  # type: ignore[arg-type]  # its hint knows one type only
+        [ModelArguments, DataArguments, FinetuneArguments],  # type: ignore[list-item]  # its hint wants a type variable
         prog=f"vibevoice-finetune {command}",
         allow_abbrev=False,
     )

@@ -1,6 +1,6 @@
 """The training forward against the original's losses and gradients, on the original's batch and draws.
 
-`as_generated` is what training computes here: voice-prompt frames carry the acoustic embedding alone. The original's own
+`as_generated` is what training computes here: voice-prompt frames carry the acoustic embedding alone. The original's
 training input (`semantic_on_prompt`) is computed beside it, to show that the difference is this one and no other.
 """
 

@@ -173,7 +173,7 @@ def make_requests(
     Raises:
         DataError: a script without speaker tags or with a wrong number of prompts, unless `bad_rows` skips those.
     """
-    clips_of_speaker = Counter(row.speaker for row in rows if row.speaker is not None)
+    clips_of_speaker = Counter(row.speaker for row in rows)
     requests = []
     for index, row in enumerate(rows):
         try:

@@ -93,7 +93,7 @@ class Objective(nn.Module):
         """Input embeddings of the language model, (B, T, D): text, voice-prompt frames, target frames."""
         acoustic = vibevoice.acoustic_connector(self.model)
         semantic = vibevoice.semantic_connector(self.model)
-        text_BTD = vibevoice.embed_tokens(self.model)(batch["input_ids"])
+        text_BTD: Tensor = vibevoice.embed_tokens(self.model)(batch["input_ids"])
         voice_VC = self.sample(batch["voice_mean"], batch["voice_jitter"])
         voice_VD = acoustic(vibevoice.as_input(acoustic, voice_VC))
         target_FD = acoustic(vibevoice.as_input(acoustic, clean_FC)) + semantic(

@@ -51,8 +51,12 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class LossProgress(ProgressCallback):  # type: ignore[misc]  # transformers is untyped here
+class LossProgress(ProgressCallback):
     """The progress bar of transformers with the loss behind it instead of lines of numbers in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, str] = {}
 
     def on_log(
         self,
@@ -69,10 +73,6 @@ class LossProgress(ProgressCallback):  # type: ignore[misc]  # transformers is u
         if shown:
             self.shown = {**self.shown, **shown}
             self.training_bar.set_postfix(self.shown)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown: dict[str, str] = {}
 
 
 class EmaCallback(TrainerCallback):

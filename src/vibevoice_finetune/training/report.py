@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.model import names
@@ -97,9 +98,11 @@ def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> I
     extras = [f"EMA {loop.ema_decay:g}"] if loop.ema_decay else []
     extras += [f"gradients clipped to {loop.max_grad_norm:g}" if loop.gradient_clipping else "gradients not clipped"]
     extras += ["activation checkpointing"] if loop.activation_checkpointing else []
-    yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({loop.lr_scheduler_type.value}); {', '.join(extras)}"
+    schedule = SchedulerType(loop.lr_scheduler_type).value
+    yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({schedule}); {', '.join(extras)}"
     loggers = ", ".join(loop.report_to) if loop.report_to else "none"
-    evaluation = f"every {loop.eval_steps:g} steps" if loop.eval_strategy == "steps" else f"{loop.eval_strategy.value}"
+    strategy = IntervalStrategy(loop.eval_strategy)
+    evaluation = f"every {loop.eval_steps:g} steps" if strategy is IntervalStrategy.STEPS else strategy.value
     yield f"logs  metrics.jsonl, {loggers}; evaluation: {evaluation}; device: {loop.device}"
 
 

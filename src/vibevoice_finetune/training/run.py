@@ -17,10 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 import yaml
 from rich.console import Console
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
 from vibevoice_finetune.arguments import Arguments, parse
@@ -48,7 +48,7 @@ def train(words: Sequence[str]) -> None:
         return
     console = Console(stderr=True, quiet=loop.process_index != 0)
     if not console.is_terminal:
-        transformers.utils.logging.disable_progress_bar()  # the bars of loading; in a log file they are noise
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # bars of loading, noise in a log file
     output_dir = Path(str(loop.output_dir))
     resume = resume_point(arguments, output_dir, console)
     prepared = prepare(arguments)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -71,13 +71,15 @@ class Terms:
         return weights.diffusion * self.diffusion + weights.text * self.text + weights.control * self.control
 
 
-class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+class FinetuneTrainer(Trainer):
     """Trains an `Objective`.
+
+    Several overrides narrow what the base class accepts (our batches, our data sets), which mypy calls an error each.
 
     Args:
         objective: the model with its losses, adapters attached.
         args: the loop's flags.
-        train_set: rows to learn from.
+        train_set: rows to learn from, or None to evaluate only.
         eval_set: rows to evaluate on, or None.
         export: writes the portable result into a folder; called with the averaged weights in place, if there are any.
     """
@@ -86,13 +88,17 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self,
         objective: Objective,
         args: FinetuneArguments,
-        train_set: SpeechDataset,
+        train_set: SpeechDataset | None,
         eval_set: SpeechDataset | None,
         export: Callable[[Path], None],
     ) -> None:
+        self.output_dir = Path(str(args.output_dir))
+        self.train_set = train_set
+        self.eval_set = eval_set
+        self.draw_seed = args.draw_seed
         self.parameters = trainable_parameters(objective.model)
         self.ema = Ema(self.parameters, args.ema_decay) if args.ema_decay else None
-        callbacks = [MetricsFile(Path(args.output_dir) / METRICS_FILE)]
+        callbacks = [MetricsFile(self.output_dir / METRICS_FILE)]
         super().__init__(
             model=objective,
             args=args,
@@ -112,15 +118,17 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def get_train_dataloader(self) -> EpochLoader:
         """Micro-batches of this process; the order depends on seed and epoch alone."""
-        return self._loader(self.train_dataset, self._train_batch_size, seed=self.args.draw_seed)
+        assert self.train_set is not None, "training without rows"
+        return self._loader(self.train_set, self._train_batch_size, seed=self.draw_seed)
 
-    def get_eval_dataloader(self, eval_dataset: SpeechDataset | None = None) -> EpochLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         """All rows in their order, split over processes."""
-        return self._loader(eval_dataset or self.eval_dataset, self.args.per_device_eval_batch_size, seed=None)
+        assert self.eval_set is not None, "evaluation without rows"
+        return self._loader(self.eval_set, self.args.per_device_eval_batch_size, seed=None)
 
     def count_steps(self) -> tuple[int, int]:
         """Optimizer steps of the whole run and of an epoch; zero without training rows."""
-        if self.train_dataset is None:
+        if self.train_set is None:
             return 0, 0
         values = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return values[6], values[1]
@@ -142,10 +150,10 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            generator=torch.Generator().manual_seed(args.draw_seed),
+            generator=torch.Generator().manual_seed(self.draw_seed),
         )
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Counts]:
         """The micro-batches of one optimizer step, and the counts over all of them on all processes."""
@@ -162,7 +170,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     # Losses
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: nn.Module,
         inputs: Batch,
@@ -195,7 +203,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
-    def evaluation_loop(
+    def evaluation_loop(  # type: ignore[override]
         self,
         dataloader: EpochLoader,
         description: str,
@@ -204,6 +212,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Losses and control decisions over all rows, each term weighing the same."""
+        assert self.model is not None
         model = self._wrap_model(self.model, training=False)
         if len(self.accelerator._models) == 0 and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -212,7 +221,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         counts = Counts(0, 0, 0, 0, 0)
         with torch.no_grad():
             for batch in dataloader:
-                inputs: Batch = self._prepare_inputs(batch)
+                inputs = cast(Batch, self._prepare_inputs(batch))
                 counts += inputs["counts"]
                 sums = model(inputs)
                 if not inputs["ghost"]:
@@ -222,15 +231,20 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         stacked = torch.stack([totals.get(name, torch.zeros((), device=self.args.device)) for name in names])
         if self.args.world_size > 1:
             stacked = self.accelerator.reduce(stacked, reduction="sum")
-        sums = dict(zip(names, stacked.double(), strict=True))
-        terms = Terms.of(sums, self._over_processes(counts))
+        everything = cast(LossSums, dict(zip(names, stacked.double(), strict=True)))
+        terms = Terms.of(everything, self._over_processes(counts))
         metrics = {
             "loss": terms.total(self.weights).item(),
             **{f"{name}_loss": value.item() for name, value in vars(terms).items()},
-            **control_accuracy(*(sums[n].item() for n in ("go_right", "go_total", "stop_right", "stop_total"))),
+            **control_accuracy(
+                everything["go_right"].item(),
+                everything["go_total"].item(),
+                everything["stop_right"].item(),
+                everything["stop_total"].item(),
+            ),
         }
         return EvalLoopOutput(
-            predictions=None,
+            predictions=None,  # type: ignore[arg-type]  # the base class itself returns None without predictions
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=len(dataloader.dataset),  # type: ignore[arg-type]  # Dataset has no __len__ in its annotations
@@ -253,7 +267,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write `checkpoint-N` whole, then delete what `--save_total_limit` no longer keeps."""
-        output_dir = Path(self.args.output_dir)
+        output_dir = self.output_dir
         folder = output_dir / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
@@ -282,7 +296,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self.ema.load_state_dict(load_file(folder / EMA_FILE, device=str(self.args.device)))
 
     def _load_best_model(self) -> None:
-        folder = Path(self.state.best_model_checkpoint)
+        folder = Path(str(self.state.best_model_checkpoint))
         self._load_parameters(folder)
         if self.ema is not None:
             self.ema.load_state_dict(load_file(folder / EMA_FILE, device=str(self.args.device)))

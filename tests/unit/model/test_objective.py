@@ -1,4 +1,4 @@
-"""The training forward on a few frames: nothing leaks, rows of a batch do not see each other, every part has a gradient."""
+"""The training forward on a few frames: nothing leaks, and rows of a batch do not see each other."""
 
 import numpy as np
 import pytest

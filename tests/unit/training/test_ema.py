@@ -50,9 +50,14 @@ def test_applied_restores_bit_for_bit_even_after_an_error():
     with torch.no_grad():
         weight.fill_(0.3)
     kept = weight.detach().clone()
-    with pytest.raises(RuntimeError), ema.applied():
-        assert weight.item() == pytest.approx(0.1)
-        raise RuntimeError
+
+    def fail_inside():
+        with ema.applied():
+            assert weight.item() == pytest.approx(0.1)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
     assert torch.equal(weight, kept)
 
 

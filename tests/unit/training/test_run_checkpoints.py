@@ -23,9 +23,14 @@ def test_written_whole(tmp_path):
 
 def test_a_killed_write_leaves_no_checkpoint(tmp_path):
     folder = tmp_path / "checkpoint-3"
-    with pytest.raises(KeyboardInterrupt), checkpoints.writing(folder) as staging:
-        (staging / "weights").write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half():
+        with checkpoints.writing(folder) as staging:
+            (staging / "weights").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert checkpoints.complete_checkpoints(tmp_path) == []
     checkpoints.clear_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []

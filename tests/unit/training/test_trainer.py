@@ -1,4 +1,4 @@
-"""The loop on a small model: one gradient however a step is split, only what should move moves, it learns, it resumes."""
+"""The loop on a small model: one gradient however a step is split, only what should move moves, it resumes."""
 
 import inspect
 import json
