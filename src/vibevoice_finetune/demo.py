@@ -8,10 +8,13 @@ demo says so.
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from rich.console import Console
 
 from vibevoice_finetune.errors import ArgumentError, require
@@ -20,7 +23,7 @@ from vibevoice_finetune.training.run import train
 
 SPEECH = Path(__file__).parent / "demo_data" / "speech.jsonl"
 CURVES_FILE = "losses.png"
-MAX_STEPS = 60
+MAX_STEPS = 100
 """Optimizer steps: about a minute on two cores, after which the losses have visibly fallen."""
 
 CLOSING = """
@@ -64,10 +67,26 @@ def demo(words: list[str]) -> None:
     model_dir, run_dir = output_dir / "model", output_dir / "run"
     console.print(f"A small random model in the layout of the released ones: {model_dir}", highlight=False)
     write_random_checkpoint(model_dir, "tiny")
-    train(training_flags(model_dir, run_dir, flags.max_steps))
+    with one_thread():
+        train(training_flags(model_dir, run_dir, flags.max_steps))
     curves = output_dir / CURVES_FILE
     draw(figures, run_dir / "metrics.jsonl", curves)
     Console().print(CLOSING.format(adapter=run_dir / "lora", curves=curves), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context torch computes in one thread.
+
+    The model's matrices are too small to share: more threads mostly wait for each other; on a busy machine that made
+    steps fifteen times slower (measured, docs/log.md).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def training_flags(model_dir: Path, run_dir: Path, max_steps: int) -> list[str]:
