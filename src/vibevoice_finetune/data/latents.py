@@ -222,10 +222,12 @@ class LatentStore:
         """
         places, found = self._find_all(keys)
         places = np.unique(places[found])
+        places = places[np.argsort(self._shard[places], kind="stable")]
+        ends = np.searchsorted(self._shard[places], np.arange(len(self._numbered)), side="right")
         for number, shard in enumerate(self._numbered):
             if zlib.crc32(shard.path.name.encode()) % num_parts != part:  # processes may see different lists of shards
                 continue
-            entries = self._entry[places[self._shard[places] == number]]
+            entries = self._entry[places[ends[number - 1] if number else 0 : ends[number]]]
             damaged = any(_is_damaged(shard, int(entry)) for entry in entries)
             yield len(entries), self._set_aside(shard) if damaged else 0
 
