@@ -205,10 +205,10 @@ def _parse_prompts(value: object, key: str, base_dir: Path | None, where: str) -
 def _is_none(value: object) -> bool:
     """Whether a cell says that there are no voice prompts: null, empty, or an object of nothing but null."""
     match value:
+        case np.ndarray():  # first, because numpy compares itself with the others element by element
+            return value.size == 0
         case None | "" | [] | ():
             return True
-        case np.ndarray():
-            return value.size == 0
         case Mapping():
             return all(member is None for member in value.values())
     return False

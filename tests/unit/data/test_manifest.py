@@ -10,9 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from vibevoice_finetune.data import tables
 from vibevoice_finetune.data.audio import load_audio
 from vibevoice_finetune.data.manifest import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
+from vibevoice_finetune.data.rows import make_row
 from vibevoice_finetune.data.tables import cells
 from vibevoice_finetune.errors import ArgumentError, DataError
 
@@ -209,6 +213,30 @@ class TestJsonl:
         assert len(read(folder, good(), good(ref="clips/b.wav"), columns=Columns(voice_prompts="ref"))) == 2
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["array", "bytes", "path", "sampling_rate", "x"]), inner, max_size=4)
+    ),
+    max_leaves=9,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["text", "audio", "voice_prompts", "speaker", "x"]), JSON_VALUES))
+def test_any_values_make_a_row_or_a_data_error(values: dict[str, object]) -> None:
+    try:
+        row = make_row(values, Columns(), Path("/no/such/folder"), "train.jsonl:1")
+        load_audio(row.audio)
+    except DataError as error:
+        said = str(error)
+        said.encode()
+        assert said.isprintable()
+    else:
+        said = row.where
+    assert said.startswith("train.jsonl:1")
+
+
 class TestBadRows:
     def test_error_raises_what_it_was_given(self) -> None:
         error = DataError("train.jsonl:3: no good")
@@ -300,11 +328,11 @@ class TestDatasets:
         self.table().save_to_disk(tmp_path / "plain")
         with pytest.raises(DataError, match="its splits are train"):
             self.read(tmp_path / "plain", "validation")
-        table = datasets.Dataset(self.table().data, split=datasets.Split.TEST)
-        table.save_to_disk(tmp_path / "test")
-        assert len(self.read(tmp_path / "test", "test")) == 3
-        with pytest.raises(DataError, match="its splits are test"):
-            self.read(tmp_path / "test")
+        for name in ("dev", "dev[:50%]"):
+            datasets.Dataset(self.table().data, split=datasets.NamedSplit(name)).save_to_disk(tmp_path / name)
+            assert len(self.read(tmp_path / name, "dev")) == 3
+            with pytest.raises(DataError, match="its splits are dev"):
+                self.read(tmp_path / name)
 
     def test_parquet_in_a_folder_as_a_file_and_sliced(self, corpus: Path) -> None:
         (corpus / "clips").mkdir()
@@ -359,6 +387,27 @@ class TestDatasets:
     def test_a_selection_in_another_order_is_read_as_it_is_seen(self, tmp_path: Path) -> None:
         datasets.DatasetDict(train=self.table().select([2, 0])).save_to_disk(tmp_path / "saved")
         assert texts(self.read(tmp_path / "saved")) == ["Speaker 0: 2.", "Speaker 0: 0."]
+
+    def test_rows_over_several_pieces_and_batches(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tables, "BATCH_ROWS", 4)
+        whole = datasets.concatenate_datasets([self.table(), self.table(), self.table()])
+        assert whole.data.column("text").num_chunks == 3
+        whole.save_to_disk(tmp_path / "saved")
+        rows = self.read(tmp_path / "saved")
+        assert (
+            texts(list(rows))
+            == texts([rows[index] for index in range(9)])
+            == [f"Speaker 0: {n % 3}." for n in range(9)]
+        )
+        assert [row.where.split()[-1] for row in rows] == [rows[index].where.split()[-1] for index in range(9)]
+        assert rows[8].where.endswith("row 8")
+
+    def test_prompts_that_are_arrays(self, tmp_path: Path) -> None:
+        self.table(voice_prompts=[OTHER, np.zeros(0, np.float32)]).save_to_disk(tmp_path / "saved")
+        rows = self.read(tmp_path / "saved")
+        assert rows[0].voice_prompts is not None
+        assert [len(load_audio(prompt)) for prompt in rows[0].voice_prompts] == [9_600]
+        assert rows[1].voice_prompts is None
 
     def test_bad_rows(self, tmp_path: Path) -> None:
         sound = {"bytes": wav(), "path": None}
