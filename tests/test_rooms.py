@@ -42,6 +42,7 @@ ROOMS = (
     "model.checkpoint",
     "model.tokenizer",
     "model.random_checkpoint",
+    "model.quantize",
     "model.adapter_files",
     "model.lora_config",
     "model.adapter_info",
