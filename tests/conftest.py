@@ -11,6 +11,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# The models of the tests are so small that threads cost more than they bring, most of all beside other test workers.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ from vibevoice_finetune.model.weights import (
     check_weights,
     index_weights,
     lazy_tensors,
-    read_tensors,
+    read_bytes,
 )
 
 _FINGERPRINT_LENGTH = 32  # hex digits, 128 bits
@@ -316,9 +316,9 @@ def _fingerprint(tensors: Mapping[str, StoredTensor], settings: str) -> str:
 
 
 def _tensor_digest(name: str, stored: StoredTensor) -> bytes:
-    [(_, tensor)] = read_tensors({name: stored})
     digest = hashlib.sha256(f"{name} {stored.dtype} {stored.shape}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for chunk in read_bytes(stored):
+        digest.update(chunk)
     return digest.digest()
 
 

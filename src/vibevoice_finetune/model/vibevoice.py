@@ -6,9 +6,9 @@ they stand once; everything else asks for "the diffusion head" by the functions 
 In: a configuration or a model of transformers. Out: its facts, its parts, or an empty model to be filled.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -94,7 +94,13 @@ def tensor_shapes(config: VibeVoiceConfig) -> dict[str, tuple[int, ...]]:
     A tied model's output matrix is not among them: it is the embedding matrix. Costs no memory and a fraction of a
     second at full size.
     """
-    with _on_meta():
+    return dict(_tensor_shapes(config.to_json_string(use_diff=False)))
+
+
+@lru_cache(maxsize=4)  # building the empty model is what opening a small checkpoint costs, and each load asks for it
+def _tensor_shapes(config_json: str) -> dict[str, tuple[int, ...]]:
+    config = VibeVoiceConfig.from_dict(json.loads(config_json))
+    with torch.device("meta"), no_init_weights():
         model = VibeVoiceForConditionalGeneration(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if facts(config).tied:
@@ -180,9 +186,3 @@ def predict_velocity(
 def _whole(model: nn.Module) -> VibeVoiceForConditionalGeneration:
     """The same model; trainers and wrappers know it only as a module."""
     return cast(VibeVoiceForConditionalGeneration, model)
-
-
-@contextmanager
-def _on_meta() -> Iterator[None]:
-    with torch.device("meta"), no_init_weights():
-        yield

@@ -10,7 +10,7 @@ turn; and the other way: tensors in turn into a folder.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.model.configs import Layout
-from vibevoice_finetune.model.names import EMBED_TOKENS, LATENT_SCALE, LM_HEAD, to_native
+from vibevoice_finetune.model.names import EMBED_TOKENS, LATENT_SCALE, LM_HEAD, to_native, to_original
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -38,12 +38,16 @@ class StoredTensor:
         name: what the file calls it.
         shape: its shape.
         dtype: its type, in safetensors' word: F32, BF16, F16.
+        start: where in the file its bytes begin.
+        num_bytes: how many they are.
     """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    start: int
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,13 @@ class WeightIndex:
     Attributes:
         tensors: native name to place.
         unnamed: names in the files that no VibeVoice model has.
+        layout: whose names the files use.
         where: the file to name in messages.
     """
 
     tensors: Mapping[str, StoredTensor]
     unnamed: tuple[str, ...]
+    layout: Layout
     where: Path
 
     def block(self, *prefixes: str) -> dict[str, StoredTensor]:
@@ -87,7 +93,7 @@ def index_weights(folder: Path, layout: Layout) -> WeightIndex:
                     f"{file}: {stored.name} is the same tensor as {first.name} in {first.file.name}; remove one of them"
                 )
             tensors[name] = stored
-    return WeightIndex(tensors, tuple(unnamed), where)
+    return WeightIndex(tensors, tuple(unnamed), layout, where)
 
 
 def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> WeightIndex:
@@ -107,7 +113,8 @@ def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> 
     tensors = dict(index.tensors)
     if LM_HEAD not in shapes and LM_HEAD in tensors and EMBED_TOKENS in tensors:
         _check_tied(index, tensors.pop(LM_HEAD), tensors[EMBED_TOKENS])
-    missing = [name for name in shapes if name not in tensors]
+    absent = [name for name in shapes if name not in tensors]
+    missing = [to_original(name) for name in absent] if index.layout is Layout.ORIGINAL else absent
     left_over = [*index.unnamed, *(tensors[name].name for name in tensors if name not in shapes)]
     misshapen = [
         f"{stored.name} is {stored.shape}, expected {shapes[name]}"
@@ -124,7 +131,7 @@ def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> 
             f"{index.where}: the weights do not fit the config.json beside them: {'; '.join(faults)}; "
             "download the checkpoint again, or give the config.json that belongs to it"
         )
-    checked = WeightIndex(tensors, (), index.where)
+    checked = replace(index, tensors=tensors)
     _check_scale(checked)
     return checked
 
@@ -138,6 +145,17 @@ def read_tensors(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Ten
         with _open(file) as handle:
             for name, stored in entries:
                 yield name, handle.get_tensor(stored.name)
+
+
+def read_bytes(stored: StoredTensor, chunk_bytes: int = 8 * 1024**2) -> Iterator[bytes]:
+    """A tensor's bytes as they lie in the file, in pieces: nothing is mapped, so memory stays flat."""
+    with stored.file.open("rb") as stream:
+        stream.seek(stored.start)
+        left = stored.num_bytes
+        while left > 0:
+            chunk = stream.read(min(left, chunk_bytes))
+            left -= len(chunk)
+            yield chunk
 
 
 @contextmanager
@@ -251,9 +269,24 @@ def _open(file: Path) -> Iterator[Any]:
 
 
 def _header(file: Path) -> list[StoredTensor]:
-    with _open(file) as handle:
-        slices = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118  # no dictionary: it cannot be iterated
-        return [StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+    """What a file holds. The format: 8 bytes for the length of a JSON object, the object, then the tensors' bytes."""
+    with _open(file):  # checks that the header is whole and the file as long as it says
+        pass
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entries: dict[str, Any] = json.loads(stream.read(length))
+    entries.pop("__metadata__", None)
+    return [
+        StoredTensor(
+            file=file,
+            name=name,
+            shape=tuple(entry["shape"]),
+            dtype=entry["dtype"],
+            start=8 + length + entry["data_offsets"][0],
+            num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in entries.items()
+    ]
 
 
 def _check_tied(index: WeightIndex, output: StoredTensor, embedding: StoredTensor) -> None:

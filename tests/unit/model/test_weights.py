@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,16 @@ def test_missing_left_over_and_misshapen_are_all_listed(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+def test_missing_tensors_are_called_what_the_files_would_call_them(tmp_path: Path) -> None:
+    write_weights(tmp_path, [("model.speech_scaling_factor", torch.tensor(1.0))])
+    with pytest.raises(CheckpointError, match=r"2 missing: .*model\.semantic_connector\.fc1\.bias;"):
+        check_weights(index_weights(tmp_path, Layout.ORIGINAL), SHAPES)
+
+
 def test_names_that_no_model_has_are_left_over(tmp_path: Path) -> None:
     index = stored(tmp_path, tensors())
     with pytest.raises(CheckpointError, match=r"1 left over: model\.surprise"):
-        check_weights(WeightIndex(index.tensors, ("model.surprise",), index.where), SHAPES)
+        check_weights(replace(index, unnamed=("model.surprise",)), SHAPES)
 
 
 def test_a_long_list_is_cut(tmp_path: Path) -> None:
