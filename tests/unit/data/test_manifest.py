@@ -388,7 +388,7 @@ class TestDatasets:
         datasets.DatasetDict(train=self.table().select([2, 0])).save_to_disk(tmp_path / "saved")
         assert texts(self.read(tmp_path / "saved")) == ["Speaker 0: 2.", "Speaker 0: 0."]
 
-    def test_rows_over_several_pieces_and_batches(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_over_several_pieces_and_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tables, "BATCH_ROWS", 4)
         whole = datasets.concatenate_datasets([self.table(), self.table(), self.table()])
         assert whole.data.column("text").num_chunks == 3
