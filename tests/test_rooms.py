@@ -76,6 +76,7 @@ WITHOUT_TORCH = (
     "data.rows",
     "data.manifest",
     "data.prompt",
+    "data.scripts",
     "cli",
     "__main__",
 )

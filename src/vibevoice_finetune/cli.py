@@ -38,6 +38,7 @@ class Command:
 COMMANDS = (
     Command("train", "training.run:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("encode", "training.run:encode", "fill the latent store of a data set, without training"),
+    Command("generate", "generate_command:generate_files", "say a text with a model, with or without an adapter"),
     Command("demo", "demo:demo", "fine-tune a small random model on the bundled speech, in about a minute"),
 )
 
