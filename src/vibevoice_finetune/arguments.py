@@ -73,27 +73,37 @@ class ModelArguments:
             "adaLN, then the final linear and adaLN); the start-up report prints them."
         },
     )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the language model's linear layers in 4 bit."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Keep the language model's linear layers in 4 bit (extra: 4bit)."}
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "Keep the language model's linear layers in 8 bit (extra: 4bit)."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("freeze_acoustic_tokenizer", "freeze_semantic_tokenizer"):
             if not getattr(self, name):
                 raise ArgumentError(
-                    f"--{name} False: the speech tokenizers cannot be trained, because latents are computed once, before "
-                    "training; leave it out."
+                    f"--{name} False: the speech tokenizers cannot be trained: latents are computed once, before "
+                    "training; leave the flag out."
                 )
         if self.train_diffusion_head and self.lora_wrap_diffusion_head:
             raise ArgumentError(
                 "--train_diffusion_head and --lora_wrap_diffusion_head exclude each other: train all weights of the "
                 "diffusion head or LoRA on it; leave one of the two out."
             )
-        if self.load_in_4bit:
-            raise ArgumentError("--load_in_4bit is not available yet; leave it out and use --bf16 True.")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ArgumentError("--load_in_4bit and --load_in_8bit exclude each other; leave one of the two out.")
         if self.layers_to_freeze and not self.train_diffusion_head:
             raise ArgumentError("--layers_to_freeze needs --train_diffusion_head: it names tensors of that head.")
         _check("--lora_r", self.lora_r, self.lora_r >= 1, "at least 1")
         _check("--lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1, "at least 0 and below 1")
         _ = self.frozen_head_layers
+
+    @property
+    def quantised_bits(self) -> int | None:
+        """4 or 8, or None for floating point."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -150,6 +160,12 @@ class DataArguments:
     latents_dir: str | None = field(
         default=None, metadata={"help": "The latent store. Default: OUTPUT_DIR/latents. Share it between runs."}
     )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Fill micro-batches with rows up to so many tokens, instead of --per_device_train_batch_size rows."
+        },
+    )
     on_bad_row: Literal["error", "skip"] = field(
         default="error", metadata={"help": "What to do with a row that cannot be used: stop, or count it and go on."}
     )
@@ -161,7 +177,9 @@ class DataArguments:
         _check_share("--voice_prompt_drop_rate", self.voice_prompt_drop_rate, upper_allowed=True)
         _check_share("--eval_split_size", self.eval_split_size)
         _check("--prompt_cuts_per_clip", self.prompt_cuts_per_clip, self.prompt_cuts_per_clip >= 1, "at least 1")
-        _check("--max_length", self.max_length, self.max_length is None or self.max_length >= 1, "at least 1")
+        for name in ("max_length", "max_tokens_per_batch"):
+            limit = getattr(self, name)
+            _check(f"--{name}", limit, limit is None or limit >= 1, "at least 1")
 
 
 @dataclass

@@ -41,8 +41,8 @@ def line(few, tiny_checkpoint, tmp_path):
     def make(extra="", output="out"):
         return shlex.split(
             f"--model_name_or_path {tiny_checkpoint} --train_jsonl {few / 'train.jsonl'} "
-            f"--latents_dir {few / 'latents'} --output_dir {tmp_path / output} --do_train --max_steps 2 --per_device_train_batch_size 2 "
-            f"--logging_steps 1 --report_to none --save_strategy no {extra}"
+            f"--latents_dir {few / 'latents'} --output_dir {tmp_path / output} --do_train --max_steps 2 "
+            f"--per_device_train_batch_size 2 --logging_steps 1 --report_to none --save_strategy no {extra}"
         )
 
     return make
@@ -142,7 +142,8 @@ def test_float32_where_it_is_promised_and_bf16_elsewhere(line):
 
 def test_it_learns_the_bundled_clips(line, tmp_path):
     extra = (
-        f"--max_steps 200 --learning_rate 5e-3 --train_diffusion_head --ddpm_batch_mul 4 --validation_jsonl {line()[3]} "
+        f"--max_steps 200 --learning_rate 5e-3 --train_diffusion_head --ddpm_batch_mul 4 "
+        f"--validation_jsonl {line()[3]} "
         "--eval_strategy steps --eval_steps 200 --eval_on_start --per_device_train_batch_size 3 --logging_steps 50"
     )
     assert main(["train", *line(extra)]) == 0

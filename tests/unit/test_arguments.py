@@ -35,6 +35,7 @@ MODEL_FLAGS = {
     "train_connectors": False,
     "layers_to_freeze": None,
     "load_in_4bit": False,
+    "load_in_8bit": False,
 }
 DATA_FLAGS = {
     "dataset_name": None,
@@ -54,6 +55,7 @@ DATA_FLAGS = {
     "latents_dir": None,
     "prompt_cuts_per_clip": 4,
     "normalize_targets": True,
+    "max_tokens_per_batch": None,
     "on_bad_row": "error",
 }
 LOOP_FLAGS = {

@@ -5,7 +5,7 @@ speech tokenizers are in memory only while audio is encoded, and only if some is
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -219,10 +219,22 @@ def _fill(
     ]
     loop = arguments.loop
     ranks = Ranks(loop.process_index, loop.world_size, _gather) if loop.world_size > 1 else None
-    report = fill(store, [segment for _, segment in owned], encoder, bad_rows.report, ranks=ranks)
-    failed = {id(owned[number][0]) for number in report.failed}
-    usable = {name: [request for request in found if id(request) not in failed] for name, found in requests.items()}
+    report = fill(store, [segment for _, segment in owned], encoder, _raise_unless_skipping(bad_rows), ranks=ranks)
+    failures = {id(owned[number][0]): failure for number, failure in report.failed.items()}
+    for failure in failures.values():
+        bad_rows.report(failure, failure.reason)
+    usable = {name: [request for request in found if id(request) not in failures] for name, found in requests.items()}
     return usable, report
+
+
+def _raise_unless_skipping(bad_rows: BadRows) -> Callable[[DataError, str], None]:
+    """What ends the filling at the first bad source; skipped ones are counted afterwards, once a row."""
+
+    def on_failure(error: DataError, reason: str) -> None:
+        if bad_rows.policy == "error":
+            bad_rows.report(error, reason)
+
+    return on_failure
 
 
 def _gather(value: object) -> list[object]:

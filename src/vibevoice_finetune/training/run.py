@@ -30,6 +30,7 @@ from vibevoice_finetune.model.adapters import AdapterPlan, attach
 from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.training import checkpoints
 from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
 from vibevoice_finetune.training.report import print_report
@@ -60,7 +61,9 @@ def train(words: Sequence[str]) -> None:
     export = exporter(arguments, prepared, objective, plan)
     if loop.debug_save:
         export(output_dir / "debug_initial")
-    trainer = FinetuneTrainer(objective, loop, prepared.train_set, prepared.eval_set, export)
+    trainer = FinetuneTrainer(
+        objective, loop, prepared.train_set, prepared.eval_set, export, arguments.data.max_tokens_per_batch
+    )
     max_steps, steps_per_epoch = trainer.count_steps()
     print_report(console, arguments, prepared, objective.model, max_steps, steps_per_epoch)
     if loop.do_train:
@@ -138,7 +141,10 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
         layers_to_freeze=model_args.frozen_head_layers,
     )
     dtype = torch.bfloat16 if loop.bf16 else torch.float32
-    model = load_for_training(prepared.checkpoint, dtype, loop.device)
+    bits = model_args.quantised_bits
+    model = load_for_training(prepared.checkpoint, dtype, loop.device, quantization_config(bits) if bits else None)
+    if bits == 4:
+        keep_trainable(model)
     set_seed(loop.seed)
     attach(model, plan)
     return Objective(model, prepared.special), plan

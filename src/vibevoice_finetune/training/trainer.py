@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.data.collate import Batch, Counts, collate
 from vibevoice_finetune.data.dataset import SpeechDataset
-from vibevoice_finetune.data.sampler import EpochLoader, RowBatches
+from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatches
 from vibevoice_finetune.model.adapters import trainable_parameters
 from vibevoice_finetune.model.objective import LossSums, Objective
 from vibevoice_finetune.training import checkpoints
@@ -82,6 +82,7 @@ class FinetuneTrainer(Trainer):
         train_set: rows to learn from, or None to evaluate only.
         eval_set: rows to evaluate on, or None.
         export: writes the portable result into a folder; called with the averaged weights in place, if there are any.
+        max_tokens_per_batch: size of a micro-batch in tokens instead of rows.
     """
 
     def __init__(
@@ -91,11 +92,13 @@ class FinetuneTrainer(Trainer):
         train_set: SpeechDataset | None,
         eval_set: SpeechDataset | None,
         export: Callable[[Path], None],
+        max_tokens_per_batch: int | None = None,
     ) -> None:
         self.output_dir = Path(str(args.output_dir))
         self.train_set = train_set
         self.eval_set = eval_set
         self.draw_seed = args.draw_seed
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.parameters = trainable_parameters(objective.model)
         self.ema = Ema(self.parameters, args.ema_decay) if args.ema_decay else None
         callbacks = [MetricsFile(self.output_dir / METRICS_FILE)]
@@ -119,12 +122,32 @@ class FinetuneTrainer(Trainer):
     def get_train_dataloader(self) -> EpochLoader:
         """Micro-batches of this process; the order depends on seed and epoch alone."""
         assert self.train_set is not None, "training without rows"
-        return self._loader(self.train_set, self._train_batch_size, seed=self.draw_seed)
+        processes = {"rank": self.args.process_index, "world_size": self.args.world_size}
+        if self.max_tokens_per_batch is not None:
+            lengths = [row.num_tokens for row in self.train_set.rows]
+            tokens = TokenBatches(lengths, self.max_tokens_per_batch, seed=self.draw_seed, **processes)
+            return self._loader(self.train_set, tokens)
+        rows = RowBatches(
+            len(self.train_set),
+            self._train_batch_size,
+            seed=self.draw_seed,
+            drop_last=self.args.dataloader_drop_last,
+            **processes,
+        )
+        return self._loader(self.train_set, rows)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         """All rows in their order, split over processes."""
         assert self.eval_set is not None, "evaluation without rows"
-        return self._loader(self.eval_set, self.args.per_device_eval_batch_size, seed=None)
+        args = self.args
+        batches = RowBatches(
+            len(self.eval_set),
+            args.per_device_eval_batch_size,
+            seed=None,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+        return self._loader(self.eval_set, batches)
 
     def count_steps(self) -> tuple[int, int]:
         """Optimizer steps of the whole run and of an epoch; zero without training rows."""
@@ -133,18 +156,11 @@ class FinetuneTrainer(Trainer):
         values = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return values[6], values[1]
 
-    def _loader(self, rows: SpeechDataset, batch_size: int, seed: int | None) -> EpochLoader:
+    def _loader(self, rows: SpeechDataset, batches: RowBatches | TokenBatches) -> EpochLoader:
         args = self.args
         return EpochLoader(
             rows,  # type: ignore[arg-type]  # indexed by Draw, which DataLoader's annotations do not foresee
-            batch_sampler=RowBatches(
-                len(rows),
-                batch_size,
-                seed=seed,
-                rank=args.process_index,
-                world_size=args.world_size,
-                drop_last=args.dataloader_drop_last and seed is not None,
-            ),
+            batch_sampler=batches,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",

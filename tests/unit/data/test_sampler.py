@@ -1,9 +1,12 @@
 """Which rows land in which micro-batch."""
 
+from itertools import chain
+
 import pytest
 from torch.utils.data import DataLoader
 
-from vibevoice_finetune.data.sampler import EpochLoader, RowBatches
+from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatches
+from vibevoice_finetune.errors import DataError
 
 
 def rows(sampler):
@@ -14,18 +17,18 @@ def test_every_row_once_an_epoch_and_another_order_in_the_next():
     sampler = RowBatches(7, 2, seed=1)
     first = rows(sampler)
     assert [len(batch) for batch in first] == [2, 2, 2, 1]
-    assert sorted(sum(first, [])) == list(range(7))
+    assert sorted(chain.from_iterable(first)) == list(range(7))
     assert rows(sampler) == first
     sampler.set_epoch(1)
     second = rows(sampler)
-    assert sorted(sum(second, [])) == list(range(7))
+    assert sorted(chain.from_iterable(second)) == list(range(7))
     assert second != first
     assert all(draw.epoch == 1 for batch in sampler for draw in batch)
 
 
 def test_seed_changes_the_order_and_none_keeps_it():
     assert rows(RowBatches(20, 4, seed=1)) != rows(RowBatches(20, 4, seed=2))
-    assert sum(rows(RowBatches(5, 2, seed=None)), []) == [0, 1, 2, 3, 4]
+    assert list(chain.from_iterable(rows(RowBatches(5, 2, seed=None)))) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 13])
@@ -61,3 +64,48 @@ def test_loader_hands_the_epoch_on():
     assert isinstance(loader, DataLoader)
     loader.set_epoch(5)
     assert list(loader) == [[5, 5], [5, 5]]
+
+
+LENGTHS = [100, 37, 250, 61, 99, 180, 45, 45, 120, 33, 210, 77, 64]
+
+
+def test_token_batches_hold_every_row_once_and_never_too_many_tokens():
+    sampler = TokenBatches(LENGTHS, 300, seed=1)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        batches = rows(sampler)
+        assert len(batches) == len(sampler)
+        assert sorted(chain.from_iterable(batches)) == list(range(len(LENGTHS)))
+        assert max(sum(LENGTHS[row] for row in batch) for batch in batches) <= 300
+        assert rows(sampler) == batches
+        orders.append(batches)
+    assert len({str(order) for order in orders}) == 4
+
+
+def test_token_batches_are_full():
+    lengths = [100 + 7 * (row % 20) for row in range(500)]
+    sampler = TokenBatches(lengths, 2000, seed=1)
+    assert sum(lengths) / (len(sampler) * 2000) > 0.9
+
+
+def test_rows_meet_other_rows_in_another_epoch():
+    sampler = TokenBatches([100] * 60, 300, seed=1)
+    first = {frozenset(batch) for batch in rows(sampler)}
+    sampler.set_epoch(1)
+    assert len(first & {frozenset(batch) for batch in rows(sampler)}) < len(first) / 2
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_token_batches_are_dealt_to_processes(world_size):
+    alone = rows(TokenBatches(LENGTHS, 300, seed=1))
+    together = [TokenBatches(LENGTHS, 300, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
+    dealt = [rows(sampler) for sampler in together]
+    assert len({len(batches) for batches in dealt}) == 1
+    in_turn = [batch for at in zip(*dealt, strict=True) for batch in at if batch]
+    assert in_turn == alone
+
+
+def test_a_row_that_never_fits_is_refused():
+    with pytest.raises(DataError, match="--max_tokens_per_batch 200: the longest row has 250 tokens"):
+        TokenBatches(LENGTHS, 200, seed=1)

@@ -1,0 +1,120 @@
+"""4-bit and 8-bit training for real, on the CPU backend of bitsandbytes."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.rows import Small
+from vibevoice_finetune.data.collate import collate
+from vibevoice_finetune.data.dataset import Draw
+from vibevoice_finetune.model import vibevoice
+from vibevoice_finetune.model.adapter_info import AdapterInfo
+from vibevoice_finetune.model.adapter_load import load_adapter
+from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.checkpoint import load_for_training
+from vibevoice_finetune.model.objective import LossSums, Objective
+from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+PLAN = AdapterPlan(
+    lora_r=8,
+    lora_alpha=16,
+    lora_dropout=0.0,
+    lora_target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    head="frozen",
+    train_connectors=False,
+    layers_to_freeze=(),
+)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_checkpoint, tmp_path_factory):
+    return Small(tiny_checkpoint, tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture(scope="module")
+def batch(small):
+    dataset = small.dataset(ddpm_batch_mul=4)
+    return collate([dataset[Draw(0, row)] for row in range(8)])
+
+
+def quantised(small, bits):
+    model = load_for_training(small.checkpoint, torch.bfloat16, "cpu", quantization_config(bits))
+    if bits == 4:
+        keep_trainable(model)
+    return Objective(model, small.special)
+
+
+def losses(objective, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return objective(batch)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_only_the_language_models_linear_layers_are_quantised(small, bits):
+    model = quantised(small, bits).model
+    kind = bitsandbytes.nn.Linear4bit if bits == 4 else bitsandbytes.nn.Linear8bitLt
+    found = [name for name, module in model.named_modules() if isinstance(module, kind)]
+    assert len(found) == 7 * small.facts.num_layers
+    assert all(name.startswith("model.language_model.layers.") for name in found)
+    assert type(vibevoice.lm_head(model)) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_loss_is_close_to_the_unquantised_models(small, batch, bits):
+    plain = small.objective()(batch)
+    found = losses(quantised(small, bits), batch)
+    for name in ("diffusion", "text", "control"):
+        assert found[name].item() == pytest.approx(plain[name].item(), rel=0.05), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora_learns_on_four_bits_also_after_an_evaluation(small, batch, checkpointing):
+    objective = quantised(small, 4)
+    torch.manual_seed(0)
+    attach(objective.model, PLAN)
+    if checkpointing:
+        objective.activation_checkpointing_enable()
+    objective.eval()
+    with torch.no_grad():
+        first = losses(objective, batch)["text"].item()
+    objective.train()
+    parameters = trainable_parameters(objective.model)
+    assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    for _ in range(15):
+        sums = losses(objective, batch)
+        (sums["text"] / batch["counts"].text).backward()
+        for name, parameter in parameters.items():
+            if "lora_B" in name:
+                assert parameter.grad is not None and parameter.grad.abs().max() > 0, name  # noqa: PT018 one fact
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses(objective, batch)["text"].item() < 0.8 * first
+
+
+def test_the_adapter_loads_on_the_unquantised_base(small, batch, tmp_path):
+    objective = quantised(small, 4)
+    torch.manual_seed(0)
+    attach(objective.model, PLAN)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(objective.model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    info = AdapterInfo(base_model="tiny", base_fingerprint="x", expects_voice_prompt=True)
+    save_adapter(objective.model, PLAN, tmp_path / "lora", info)
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+    plain = small.objective()
+    before = plain(batch)
+    load_adapter(plain.model, tmp_path / "lora")
+    after = plain(batch)
+    adapted = losses(objective, batch)
+    for name in LossSums.__annotations__:
+        if name in ("diffusion", "text", "control"):
+            change = abs(after[name].item() - before[name].item())
+            assert change > 0
+            assert adapted[name].item() == pytest.approx(after[name].item(), rel=0.05), name
