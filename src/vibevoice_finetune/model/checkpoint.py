@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ
+from vibevoice_finetune.data.encode import encode_in_chunks
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.model import names
@@ -46,6 +48,7 @@ from vibevoice_finetune.model.weights import (
     read_bytes,
 )
 
+ENCODED_AT_ONCE_FRAMES = 150  # 20 s of a row; at full size 0.7 GB of memory in float32, however long the row is
 _FINGERPRINT_LENGTH = 32  # hex digits, 128 bits
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -170,27 +173,31 @@ def load_for_generation(
 
 
 class SpeechEncoders:
-    """The acoustic and the semantic encoder, and nothing else of a model.
+    """The acoustic and the semantic encoder, and nothing else of a model; a `data.encode.SpeechEncoder`.
 
     Attributes:
         hop_length: samples a frame.
         acoustic_dim: C.
         semantic_dim: S.
-        fingerprint: of the encoders' weights.
     """
 
     def __init__(
         self,
         acoustic: VibeVoiceAcousticTokenizerEncoderModel,
         semantic: VibeVoiceAcousticTokenizerEncoderModel,
-        fingerprint: str,
+        checkpoint: Checkpoint,
     ) -> None:
         self._acoustic = acoustic.requires_grad_(False)
         self._semantic = semantic.requires_grad_(False)
+        self._checkpoint = checkpoint
         self.hop_length: int = acoustic.config.hop_length
         self.acoustic_dim: int = acoustic.config.hidden_size
         self.semantic_dim: int = semantic.config.hidden_size
-        self.fingerprint = fingerprint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the numbers that `encode` returns."""
+        return latent_fingerprint(self._checkpoint, self._acoustic.dtype)
 
     @torch.no_grad()
     def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
@@ -205,9 +212,10 @@ class SpeechEncoders:
             Acoustic means (B, F, C) and semantic features (B, F, S) or None, float32, on the encoders' device.
         """
         assert waveform_BN.shape[-1] % self.hop_length == 0, "zero-pad the waveform to whole frames first"
-        input_B1N = waveform_BN.unsqueeze(1).to(device=self._acoustic.device, dtype=self._acoustic.dtype)
-        acoustic_BFC = self._acoustic(input_B1N).latents.float()
-        semantic_BFS = self._semantic(input_B1N).latents.float() if semantic else None
+        input_BN = waveform_BN.to(device=self._acoustic.device, dtype=self._acoustic.dtype)
+        chunk_samples = ENCODED_AT_ONCE_FRAMES * self.hop_length
+        acoustic_BFC = encode_in_chunks(self._acoustic, input_BN, chunk_samples).float()
+        semantic_BFS = encode_in_chunks(self._semantic, input_BN, chunk_samples).float() if semantic else None
         return acoustic_BFC, semantic_BFS
 
 
@@ -224,7 +232,12 @@ def load_encoders(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
         _load(VibeVoiceAcousticTokenizerEncoderModel, config, _without_prefix(index, prefix), dtype, device)
         for prefix, config in configs.items()
     )
-    return SpeechEncoders(acoustic_model, semantic_model, _encoder_fingerprint(checkpoint, index))
+    return SpeechEncoders(acoustic_model, semantic_model, checkpoint)
+
+
+def latent_fingerprint(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+    """Names the latents of this checkpoint's encoders when they compute in this dtype; fit for a folder's name."""
+    return f"{encoder_fingerprint(checkpoint)}-{str(dtype).removeprefix('torch.')}"
 
 
 def encoder_fingerprint(checkpoint: Checkpoint) -> str:
@@ -232,7 +245,11 @@ def encoder_fingerprint(checkpoint: Checkpoint) -> str:
 
     Equal for both layouts of the same weights; latents of another encoder are told by it.
     """
-    return _encoder_fingerprint(checkpoint, weight_index(checkpoint))
+    audio, semantic, _, _ = parts(checkpoint.config)
+    settings = [
+        [part.downsampling_ratios, part.rms_norm_eps, part.hidden_act, part.kernel_size] for part in (audio, semantic)
+    ]
+    return _fingerprint(weight_index(checkpoint).block(*names.ENCODERS), json.dumps(settings))
 
 
 def model_fingerprint(checkpoint: Checkpoint) -> str:
@@ -292,14 +309,6 @@ def _load(
 
 def _without_prefix(index: WeightIndex, prefix: str) -> dict[str, StoredTensor]:
     return {name.removeprefix(prefix): stored for name, stored in index.block(prefix).items()}
-
-
-def _encoder_fingerprint(checkpoint: Checkpoint, index: WeightIndex) -> str:
-    audio, semantic, _, _ = parts(checkpoint.config)
-    settings = [
-        [part.downsampling_ratios, part.rms_norm_eps, part.hidden_act, part.kernel_size] for part in (audio, semantic)
-    ]
-    return _fingerprint(index.block(*names.ENCODERS), json.dumps(settings))
 
 
 def _fingerprint(tensors: Mapping[str, StoredTensor], settings: str) -> str:

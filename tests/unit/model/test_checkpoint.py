@@ -198,7 +198,7 @@ def test_only_what_is_needed_is_read(tied: Checkpoint, monkeypatch: pytest.Monke
     encoders = load_encoders(tied, torch.float32, "cpu")
     assert asked
     assert all("tokenizer.encoder." in name for name in asked)
-    assert encoders.fingerprint == encoder_fingerprint(tied)
+    assert encoders.fingerprint == f"{encoder_fingerprint(tied)}-float32"
 
 
 def test_frequencies_stay_float32(original: Checkpoint) -> None:
@@ -224,7 +224,7 @@ def test_latent_scale_and_bias_are_numbers(original: Checkpoint) -> None:
     assert vibevoice.latent_bias(model) == stored["model.speech_bias_factor"]
 
 
-def test_encoders_alone(tied: Checkpoint) -> None:
+def test_encoders_alone(tied: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     encoders = load_encoders(tied, torch.float32, "cpu")
     facts = vibevoice.facts(tied.config)
     assert (encoders.hop_length, encoders.acoustic_dim, encoders.semantic_dim) == (
@@ -242,6 +242,9 @@ def test_encoders_alone(tied: Checkpoint) -> None:
     # Zeros at the end, as a batch of clips of several lengths has them, change nothing before them.
     longer_BN = torch.nn.functional.pad(waveform_BN, (0, 2 * facts.hop_length))
     torch.testing.assert_close(encoders.encode(longer_BN, semantic=False)[0][:, :5], acoustic_BFC)
+    # A long clip goes through in pieces, with the same result.
+    monkeypatch.setattr(checkpoint_room, "ENCODED_AT_ONCE_FRAMES", 2)
+    torch.testing.assert_close(encoders.encode(waveform_BN, semantic=True), (acoustic_BFC, semantic_BFS))
     with pytest.raises(AssertionError, match="whole frames"):
         encoders.encode(waveform_BN[:, 1:], semantic=False)
 
