@@ -78,8 +78,8 @@ def demo(words: list[str]) -> None:
 def one_thread() -> Iterator[None]:
     """Within the context torch computes in one thread.
 
-    The model's matrices are too small to share: more threads mostly wait for each other; on a busy machine that made
-    steps fifteen times slower (measured, docs/log.md).
+    The model's matrices are too small to share: on a busy machine, two threads took four times the processor time of
+    one (docs/log.md).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
