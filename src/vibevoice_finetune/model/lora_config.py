@@ -38,9 +38,11 @@ _NOT_PLAIN = (
 )
 # Initialisations that leave the base weights as they are; the others (pissa, olora, corda, loftq) subtract from them.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-# Patterns are matched against names of some forty characters: one that takes a second is hostile.
-_PATTERN_SEC = 1.0
+# Patterns are matched against names of some forty characters: one that takes a quarter of a second is hostile. Names
+# need no counted repetitions, which if nested are expanded before the clock runs, and no references or recursion.
+_PATTERN_SEC = 0.25
 _PATTERN_CHARACTERS = 2000
+_PATTERN = regex.compile(r"(?:[\w.\\()|*+^$\[\]-]|(?<!\()\?|\(\?[:!=])*")
 _MAX_RANK = 1_000_000
 _MAX_ALPHA = 1e9
 
@@ -90,8 +92,10 @@ class LoraRules:
         return next((key for key in patterns if self._fullmatch(rf"(.*\.)?({key})", module)), "")
 
     def _fullmatch(self, pattern: str, module: str) -> bool:
-        if len(pattern) > _PATTERN_CHARACTERS:
-            raise AdapterError(f"{self.where}: a pattern has {len(pattern):,} characters; expected names of modules")
+        if len(pattern) > _PATTERN_CHARACTERS or not _PATTERN.fullmatch(pattern):
+            raise AdapterError(
+                f"{self.where}: {pattern!r:.200} is no name of a module and no simple regular expression for names"
+            )
         try:
             return regex.fullmatch(pattern, module, timeout=_PATTERN_SEC) is not None
         except (regex.error, TimeoutError, OverflowError, RecursionError) as error:
