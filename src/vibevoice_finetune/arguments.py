@@ -215,6 +215,13 @@ class FinetuneArguments(TrainingArguments):
     )
     gradient_clipping: bool = field(default=False, metadata={"help": "Clip gradients to --max_grad_norm."})
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps with a rising learning rate."})
+    max_bad_steps: int = field(
+        default=3, metadata={"help": "Steps in a row with a loss or gradient that is not finite before the run stops."}
+    )
+    allow_changed_run: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint even if data, base model or flags that change the numbers differ."},
+    )
     debug_save: bool = field(
         default=False, metadata={"help": "Save the untrained parts to OUTPUT_DIR/debug_initial before training."}
     )
@@ -243,7 +250,7 @@ class FinetuneArguments(TrainingArguments):
         _check_share("--warmup_ratio", self.warmup_ratio)
         _check_share("--unconditional_rate", self.unconditional_rate)
         _check_share("--ema_decay", self.ema_decay)
-        for name in ("ddpm_batch_mul", "gradient_accumulation_steps", "per_device_train_batch_size"):
+        for name in ("ddpm_batch_mul", "gradient_accumulation_steps", "per_device_train_batch_size", "max_bad_steps"):
             number = getattr(self, name)
             _check(f"--{name}", number, number >= 1, "at least 1")
         for name in ("diffusion_loss_weight", "ce_loss_weight", "control_loss_weight"):

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vibevoice_finetune import __version__
-from vibevoice_finetune.errors import ArgumentError, UserError
+from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
 
 PROGRAM = "vibevoice-finetune"
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; None: those of the process.
 
     Returns:
-        The process's exit code: 0 done, 2 a mistake that the user can mend (said on stderr), 130 interrupted.
+        The process's exit code: 0 done, 2 a mistake that the user can mend (said on stderr), 75 stopped by a
+        signal and saved, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -58,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 the command line talks to its user
         return EXIT_USER_ERROR
+    except StoppedRun as stop:
+        print(stop, file=sys.stderr)  # noqa: T201
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED

@@ -29,6 +29,10 @@ class AdapterError(UserError):
     """A folder with the result of a fine-tune that cannot be read or does not fit."""
 
 
+class StoppedRun(Exception):
+    """A signal asked the run to stop; it has saved where it was. The message says how to go on."""
+
+
 def require(extra: str, module: str) -> ModuleType:
     """Import a module of an optional dependency.
 

@@ -122,7 +122,7 @@ def test_float32_where_it_is_promised_and_bf16_elsewhere(line):
     arguments = parse(words)
     prepared = prepare(arguments)
     objective, _ = run.build(arguments, prepared)
-    trainer = run.FinetuneTrainer(objective, arguments.loop, prepared.train_set, None, lambda folder: None)
+    trainer = run.FinetuneTrainer(objective, arguments.loop, prepared.train_set, None, lambda folder: None, {})
     trainer.train()
     trained = trainable_parameters(objective.model)
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}

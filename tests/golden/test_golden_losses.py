@@ -19,7 +19,7 @@ from vibevoice_finetune.model.checkpoint import load_for_generation, open_checkp
 from vibevoice_finetune.model.names import to_original
 from vibevoice_finetune.model.noise import add_noise, cosine_tables, velocity
 from vibevoice_finetune.model.objective import Objective
-from vibevoice_finetune.training.trainer import LossWeights, Terms
+from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 GOLDEN = Path(__file__).parent
 SPECIAL = SpecialTokens(speech_start=409, speech_end=410, frame=411, end_of_text=400)

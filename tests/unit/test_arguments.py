@@ -67,6 +67,8 @@ LOOP_FLAGS = {
     "ema_decay": 0.0,
     "gradient_clipping": False,
     "warmup_ratio": 0.0,
+    "max_bad_steps": 3,
+    "allow_changed_run": False,
     "debug_save": False,
 }
 

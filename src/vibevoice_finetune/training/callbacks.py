@@ -1,12 +1,14 @@
 """What happens beside the steps: the metrics file, the progress bar, the moving average."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vibevoice_finetune.training.ema import Ema
+from vibevoice_finetune.training.guard import Guard
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_KEY = "train_runtime"
@@ -76,13 +78,28 @@ class LossProgress(ProgressCallback):
 
 
 class EmaCallback(TrainerCallback):
-    """Updates the moving average after every optimizer step."""
+    """Updates the moving average after every optimizer step that was not skipped."""
 
-    def __init__(self, ema: Ema) -> None:
+    def __init__(self, ema: Ema, guard: Guard) -> None:
         self.ema = ema
+        self.guard = guard
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Move the average."""
-        self.ema.update()
+        if not self.guard.bad_in_a_row:
+            self.ema.update()
+
+
+class StopCallback(TrainerCallback):
+    """Saves and ends after the current step, once a signal has asked for it."""
+
+    def __init__(self, must_stop: Callable[[], bool]) -> None:
+        self.must_stop = must_stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the loop to save and to leave."""
+        if self.must_stop():
+            control.should_save = True
+            control.should_training_stop = True

@@ -31,7 +31,7 @@ from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.model.checkpoint import (
     Checkpoint,
     SpeechEncoders,
-    encoder_fingerprint,
+    latent_fingerprint,
     load_encoders,
     open_checkpoint,
     with_special_tokens,
@@ -85,7 +85,7 @@ def prepare(arguments: Arguments) -> Prepared:
     total = sum(map(len, splits.values())) + bad_rows.counts.total()
     requests = {name: _requests(arguments, rows, bad_rows) for name, rows in splits.items()}
     dtype = torch.float32
-    fingerprint = f"{encoder_fingerprint(checkpoint)[:32]}-{str(dtype).removeprefix('torch.')}"
+    fingerprint = latent_fingerprint(checkpoint, dtype)
     store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
     encoder = EncoderOnDemand(checkpoint, model_facts, fingerprint, dtype, arguments.loop.device)
     requests, report = _fill(store, requests, encoder, bad_rows, arguments)

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
 from vibevoice_finetune.arguments import Arguments, parse
-from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
 from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach
 from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
@@ -32,9 +32,10 @@ from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.model.portable import save_adapter
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.training import checkpoints
+from vibevoice_finetune.training.identity import check_same_run, identity
 from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
 from vibevoice_finetune.training.report import print_report
-from vibevoice_finetune.training.trainer import FinetuneTrainer
+from vibevoice_finetune.training.trainer import IDENTITY_FILE, FinetuneTrainer
 
 RESULT = "lora"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
@@ -58,12 +59,21 @@ def train(words: Sequence[str]) -> None:
     objective, plan = build(arguments, prepared)
     if loop.process_index == 0:
         write_settings(arguments, output_dir)
-    export = exporter(arguments, prepared, objective, plan)
+    base_fingerprint = model_fingerprint(prepared.checkpoint)
+    export = exporter(arguments, prepared, objective, plan, base_fingerprint)
     if loop.debug_save:
         export(output_dir / "debug_initial")
     trainer = FinetuneTrainer(
-        objective, loop, prepared.train_set, prepared.eval_set, export, arguments.data.max_tokens_per_batch
+        objective,
+        loop,
+        prepared.train_set,
+        prepared.eval_set,
+        export,
+        identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set),
+        arguments.data.max_tokens_per_batch,
     )
+    if resume is not None and not loop.allow_changed_run:
+        check_same_run(json.loads((resume / IDENTITY_FILE).read_text(encoding="utf-8")), trainer.identity, str(resume))
     max_steps, steps_per_epoch = trainer.count_steps()
     print_report(console, arguments, prepared, objective.model, max_steps, steps_per_epoch)
     if loop.do_train:
@@ -151,13 +161,13 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
 
 
 def exporter(
-    arguments: Arguments, prepared: Prepared, objective: Objective, plan: AdapterPlan
+    arguments: Arguments, prepared: Prepared, objective: Objective, plan: AdapterPlan, base_fingerprint: str
 ) -> Callable[[Path], None]:
     """A function that writes the portable result of the model as it stands into a folder."""
     has_prompts = any(row.prompt_choices for row in prepared.train_set.rows) if prepared.train_set else False
     info = AdapterInfo(
         base_model=arguments.model.model_name_or_path,
-        base_fingerprint=model_fingerprint(prepared.checkpoint),
+        base_fingerprint=base_fingerprint,
         expects_voice_prompt=has_prompts and arguments.data.voice_prompt_drop_rate < 1,
         versions=versions(),
         settings=arguments.given,
@@ -170,10 +180,24 @@ def exporter(
 
 
 def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None, console: Console) -> None:
-    """Train to the end and write the result."""
+    """Train to the end and write the result.
+
+    Raises:
+        StoppedRun: SIGTERM or SIGINT came; the run was saved.
+        UserError: the device's memory does not suffice; the steps done so far are saved.
+    """
     if trainer.args.should_save:
         checkpoints.clear_leftovers(output_dir)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        with trainer.stop.listening():
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the device's memory does not suffice: {trainer.leave_resumable()}") from error
+    if trainer.must_stop():
+        raise StoppedRun(
+            f"stopped by {trainer.stop.signal_name or 'a signal'} after step {trainer.state.global_step}; "
+            f"saved in {output_dir}; go on with --resume_from_checkpoint True."
+        )
     if trainer.args.should_save:
         with trainer.averaged():
             trainer.export(output_dir / RESULT)

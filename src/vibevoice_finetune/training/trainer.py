@@ -5,10 +5,11 @@ over all micro-batches and processes of a step and divided once; evaluation weig
 weights; a checkpoint holds the trained tensors, not the model, and appears whole or not at all.
 """
 
-import time
+import json
+import logging
+import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -27,48 +28,20 @@ from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatche
 from vibevoice_finetune.model.adapters import trainable_parameters
 from vibevoice_finetune.model.objective import LossSums, Objective
 from vibevoice_finetune.training import checkpoints
-from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile
+from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile, StopCallback
 from vibevoice_finetune.training.ema import Ema
+from vibevoice_finetune.training.guard import Guard, MicroBatch, StopRequest
+from vibevoice_finetune.training.identity import Identity
+from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, control_accuracy
 
 TRAINABLE_FILE = "trainable.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_STATE = "trainer_state.json"
+GUARD_FILE = "guard.json"
+IDENTITY_FILE = "run.json"
+NOTHING = Counts(0, 0, 0, 0, 0)
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Factors of the three losses in the total."""
-
-    diffusion: float
-    text: float
-    control: float
-
-    @classmethod
-    def of(cls, args: FinetuneArguments) -> "LossWeights":
-        """The factors that the flags say; `--control_loss_weight` is a factor on `--ce_loss_weight`."""
-        return cls(args.diffusion_loss_weight, args.ce_loss_weight, args.ce_loss_weight * args.control_loss_weight)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The three losses of a step, divided by their counts but not weighted; 0-d float32."""
-
-    diffusion: Tensor
-    text: Tensor
-    control: Tensor
-
-    @classmethod
-    def of(cls, sums: LossSums, counts: Counts, factor: float = 1.0) -> "Terms":
-        """Divide sums by counts; a loss without any term is zero."""
-        return cls(
-            sums["diffusion"] * (factor / max(counts.diffusion, 1)),
-            sums["text"] * (factor / max(counts.text, 1)),
-            sums["control"] * (factor / max(counts.control, 1)),
-        )
-
-    def total(self, weights: LossWeights) -> Tensor:
-        """The weighted sum, what is minimised."""
-        return weights.diffusion * self.diffusion + weights.text * self.text + weights.control * self.control
+logger = logging.getLogger(__name__)
 
 
 class FinetuneTrainer(Trainer):
@@ -82,6 +55,7 @@ class FinetuneTrainer(Trainer):
         train_set: rows to learn from, or None to evaluate only.
         eval_set: rows to evaluate on, or None.
         export: writes the portable result into a folder; called with the averaged weights in place, if there are any.
+        identity: what makes this run this run; kept in checkpoints.
         max_tokens_per_batch: size of a micro-batch in tokens instead of rows.
     """
 
@@ -92,6 +66,7 @@ class FinetuneTrainer(Trainer):
         train_set: SpeechDataset | None,
         eval_set: SpeechDataset | None,
         export: Callable[[Path], None],
+        identity: Identity,
         max_tokens_per_batch: int | None = None,
     ) -> None:
         self.output_dir = Path(str(args.output_dir))
@@ -101,13 +76,16 @@ class FinetuneTrainer(Trainer):
         self.max_tokens_per_batch = max_tokens_per_batch
         self.parameters = trainable_parameters(objective.model)
         self.ema = Ema(self.parameters, args.ema_decay) if args.ema_decay else None
-        callbacks = [MetricsFile(self.output_dir / METRICS_FILE)]
+        self.guard = Guard(self.output_dir, args.max_bad_steps)
+        self.stop = StopRequest()
+        self.stop_agreed = False
+        callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
         super().__init__(
             model=objective,
             args=args,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            callbacks=[*callbacks, *([EmaCallback(self.ema)] if self.ema else [])],
+            callbacks=[*callbacks, *([EmaCallback(self.ema, self.guard)] if self.ema else [])],
         )
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -115,7 +93,14 @@ class FinetuneTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.weights = LossWeights.of(args)
         self.export = export
-        self.window = Window(torch.zeros(5, device=args.device))
+        self.identity = identity
+        self.window = Window(args.device)
+        self.step_counts = NOTHING
+        self.loss_before_step = torch.zeros((), device=args.device)
+
+    def must_stop(self) -> bool:
+        """Whether a signal asked for the end after the current step; all processes answer alike."""
+        return self.stop_agreed if self.args.world_size > 1 else self.stop.signal_name is not None
 
     # Batches
 
@@ -174,15 +159,20 @@ class FinetuneTrainer(Trainer):
     ) -> tuple[list[Batch], Counts]:
         """The micro-batches of one optimizer step, and the counts over all of them on all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = self._over_processes(reduce(add, (batch["counts"] for batch in batches), Counts(0, 0, 0, 0, 0)))
-        self.window.start_step(counts)
-        return batches, counts
+        self.step_counts = self._over_processes(reduce(add, (batch["counts"] for batch in batches), NOTHING))
+        self.loss_before_step = self._tr_loss.clone()
+        self.guard.micro_batches.clear()
+        return batches, self.step_counts
 
     def _over_processes(self, counts: Counts) -> Counts:
+        """The sum over processes; on the way they agree whether one of them was asked to stop."""
         if self.args.world_size == 1:
             return counts
-        numbers = torch.tensor(list(vars(counts).values()), device=self.args.device)
-        return Counts(*self.accelerator.reduce(numbers, reduction="sum").tolist())
+        asked = int(self.stop.signal_name is not None)
+        numbers = torch.tensor([*vars(counts).values(), asked], device=self.args.device)
+        *totals, asked = self.accelerator.reduce(numbers, reduction="sum").tolist()
+        self.stop_agreed = asked > 0
+        return Counts(*totals)
 
     # Losses
 
@@ -201,14 +191,31 @@ class FinetuneTrainer(Trainer):
         factor = 0.0 if inputs["ghost"] else float(self.args.world_size)
         sums: LossSums = model(inputs)
         terms = Terms.of(sums, counts, factor)
-        self.window.add(terms, sums, ghost=inputs["ghost"])
+        if not inputs["ghost"]:
+            self.window.add(terms, sums)
+            losses = {name: value.detach() for name, value in vars(terms).items()}
+            self.guard.micro_batches.append(MicroBatch(inputs["rows"], losses))
         return terms.total(self.weights)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | None:
+        """The gradient's norm, after which the step is accepted or skipped; the one wait for the device in a step."""
+        total = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        norm = torch.as_tensor(total, device=self.args.device).float()
+        loss_and_norm = torch.stack([self._tr_loss - self.loss_before_step, norm]).tolist()
+        good = all(map(math.isfinite, loss_and_norm[1 if self.args.world_size > 1 else 0 :]))
+        self.window.end_step(self.step_counts, good=good)
+        if good:
+            self.guard.accept(self.state.global_step, loss_and_norm[0])
+            return norm
+        self._tr_loss.copy_(self.loss_before_step)
+        logger.warning(self.guard.skip(self.state.global_step, self.parameters))
+        return None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss parts, control accuracy and speed of the steps since the last training log."""
-        if "loss" in logs and self.window.steps:
+        if "loss" in logs:
             logs.update(self.window.logs(self.accelerator.reduce if self.args.world_size > 1 else None))
-            self.window = Window(torch.zeros(5, device=self.args.device))
+            self.window = Window(self.args.device)
         super().log(logs, start_time)
 
     # Evaluation
@@ -234,7 +241,7 @@ class FinetuneTrainer(Trainer):
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         totals: dict[str, Tensor] = {}
-        counts = Counts(0, 0, 0, 0, 0)
+        counts = NOTHING
         with torch.no_grad():
             for batch in dataloader:
                 inputs = cast(Batch, self._prepare_inputs(batch))
@@ -294,6 +301,20 @@ class FinetuneTrainer(Trainer):
             best = self.state.best_model_checkpoint
             checkpoints.rotate(output_dir, self.args.save_total_limit, Path(best) if best else None)
 
+    def leave_resumable(self) -> str:
+        """After a step broke off for want of memory: drop its gradients and save the steps before it.
+
+        Returns:
+            Where the run was left.
+        """
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        if self.state.global_step == 0:
+            return "not even the first step fits; nothing was saved."
+        assert self.model is not None
+        self._save_checkpoint(self.model, trial=None)
+        return f"step {self.state.global_step} was saved; change the flags, then --resume_from_checkpoint True."
+
     def _write_checkpoint(self, folder: Path) -> None:
         save_file({name: p.detach().contiguous() for name, p in self.parameters.items()}, folder / TRAINABLE_FILE)
         if self.ema is not None:
@@ -302,12 +323,15 @@ class FinetuneTrainer(Trainer):
             self._save_optimizer_and_scheduler(str(folder))
             self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE))
+        (folder / GUARD_FILE).write_text(json.dumps(self.guard.state_dict()), encoding="utf-8")
+        (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
         with self.averaged():
             self.export(folder / "lora")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self._load_parameters(folder)
+        self.guard.load_state_dict(json.loads((folder / GUARD_FILE).read_text(encoding="utf-8")))
         if self.ema is not None:
             self.ema.load_state_dict(load_file(folder / EMA_FILE, device=str(self.args.device)))
 
@@ -323,69 +347,3 @@ class FinetuneTrainer(Trainer):
         assert set(state) == set(self.parameters), f"{folder}: a checkpoint of other parameters"
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
-
-
-class Window:
-    """Sums over the micro-batches since the last log, on the device, so that no step waits for the host.
-
-    Args:
-        zeros: (5,) on the training device: the three loss terms, then right decisions to go on and to stop.
-    """
-
-    def __init__(self, zeros: Tensor) -> None:
-        self.sums = zeros
-        self.steps = 0
-        self.frames = 0
-        self.tokens = 0
-        self.decisions = 0
-        self.go_decisions = zeros.new_zeros(())
-        self.started = time.perf_counter()
-
-    def start_step(self, counts: Counts) -> None:
-        """Note the size of an optimizer step, over all processes."""
-        self.steps += 1
-        self.frames += counts.frames
-        self.tokens += counts.tokens
-        self.decisions += counts.control
-
-    def add(self, terms: Terms, sums: LossSums, *, ghost: bool) -> None:
-        """Add a micro-batch."""
-        if ghost:
-            return
-        parts = [terms.diffusion, terms.text, terms.control, sums["go_right"], sums["stop_right"]]
-        self.sums = self.sums + torch.stack([part.detach().float() for part in parts])
-        self.go_decisions = self.go_decisions + sums["go_total"].detach()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count the time within the context, as that of an evaluation."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.started += time.perf_counter() - began
-
-    def logs(self, reduce_over_processes: Callable[..., Tensor] | None) -> dict[str, float]:
-        """The averages since the window was opened; the only place where the host waits for the device."""
-        numbers = torch.cat([self.sums, self.go_decisions[None]])
-        if reduce_over_processes is not None:
-            numbers = reduce_over_processes(numbers, reduction="sum")
-            numbers[:3] /= torch.distributed.get_world_size()
-        diffusion, text, control, go_right, stop_right, go_total = numbers.tolist()
-        seconds = time.perf_counter() - self.started
-        return {
-            "diffusion_loss": diffusion / self.steps,
-            "text_loss": text / self.steps,
-            "control_loss": control / self.steps,
-            **control_accuracy(go_right, go_total, stop_right, self.decisions - go_total),
-            "frames_per_second": self.frames / seconds,
-            "tokens_per_second": self.tokens / seconds,
-        }
-
-
-def control_accuracy(go_right: float, go_total: float, stop_right: float, stop_total: float) -> dict[str, float]:
-    """Share of frames at which greedy decoding would go on, and of ends at which it would stop."""
-    return {
-        "control_go_accuracy": go_right / max(go_total, 1.0),
-        "control_stop_accuracy": stop_right / max(stop_total, 1.0),
-    }

@@ -62,6 +62,7 @@ def trainer(small, output_dir, chosen=None, *, numbers=range(8), eval_numbers=No
         small.dataset(numbers, **(draws or {})),
         eval_set,
         export=lambda folder: folder.mkdir(parents=True),
+        identity={},
     )
 
 
@@ -282,3 +283,36 @@ def test_every_callback_method_exists_on_the_base_class():
         if issubclass(kind, TrainerCallback):
             own = {method for method in vars(kind) if method.startswith("on_")}
             assert own <= hooks, f"{name}: {own - hooks} are never called"
+
+
+def test_a_step_gone_bad_is_skipped_and_nothing_moves(small, tmp_path, caplog):
+    built = trainer(small, tmp_path, max_steps=3, per_device_train_batch_size=8, save_strategy="steps", save_steps=1)
+    rows = built.train_set.rows
+    at = {}
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            at[state.global_step] = {name: p.detach().clone() for name, p in built.parameters.items()}
+
+    built.add_callback(Poison())
+    plain = built.compute_loss
+    calls = iter(range(10))
+
+    def poisoned(model, inputs, return_outputs=False, num_items_in_batch=None):
+        if next(calls) == 1:
+            inputs["noise"] = inputs["noise"].clone()
+            inputs["noise"][0, 0, 0] = float("nan")
+        return plain(model, inputs, return_outputs, num_items_in_batch)
+
+    built.compute_loss = poisoned
+    built.train()
+    assert "step 2 is skipped: the diffusion loss of" in caplog.text
+    assert all(row.where in caplog.text for row in rows)
+    for name, value in at[2].items():
+        assert torch.equal(value, at[1][name]), f"{name} moved in a skipped step"
+        if "lora_B" in name:  # A's first gradient is zero, because B starts at zero
+            assert not torch.equal(value, at[0][name])
+        assert torch.isfinite(built.parameters[name]).all()
+    logged = {log["step"]: log for log in logs_of(tmp_path) if "loss" in log}
+    assert logged[2]["skipped_steps"] == 1
+    assert all(abs(log["loss"]) < 1e9 for log in logged.values())

@@ -1,0 +1,118 @@
+"""What makes two runs the same run: base model, rows, and the flags that the numbers depend on.
+
+A checkpoint keeps this; a run that goes on from it compares, and names what has changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.data.dataset import SpeechDataset
+from vibevoice_finetune.errors import ArgumentError
+
+MODEL_FLAGS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_wrap_diffusion_head",
+    "train_diffusion_head",
+    "train_connectors",
+    "layers_to_freeze",
+    "load_in_4bit",
+    "load_in_8bit",
+)
+DATA_FLAGS = ("voice_prompt_drop_rate", "max_tokens_per_batch")
+LOOP_FLAGS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "seed",
+    "data_seed",
+    "dataloader_drop_last",
+    "ddpm_batch_mul",
+    "diffusion_loss_weight",
+    "ce_loss_weight",
+    "control_loss_weight",
+    "unconditional_rate",
+    "ema_decay",
+)
+
+Identity = dict[str, Any]
+
+
+def identity(
+    arguments: Arguments, base_fingerprint: str, train_set: SpeechDataset | None, eval_set: SpeechDataset | None
+) -> Identity:
+    """The facts to compare, as JSON.
+
+    The rows of an optimizer step count as a product, so that they may be split over another number of processes.
+    """
+    loop = arguments.loop
+    found: Identity = {"base model": base_fingerprint}
+    for name, rows in (("training rows", train_set), ("evaluation rows", eval_set)):
+        if rows is not None:
+            found[name] = digest_rows(rows)
+    for part, names in ((arguments.model, MODEL_FLAGS), (arguments.data, DATA_FLAGS), (loop, LOOP_FLAGS)):
+        values = vars(part)
+        found |= {f"--{name}": _plain(values[name]) for name in names}
+    if arguments.data.max_tokens_per_batch is None:
+        found["rows of an optimizer step"] = (
+            loop.per_device_train_batch_size * loop.gradient_accumulation_steps * loop.world_size
+        )
+    found_again: Identity = json.loads(json.dumps(found))
+    return found_again
+
+
+def digest_rows(rows: SpeechDataset) -> str:
+    """A hash over scripts, audio and choices of voice prompts, in order."""
+    state = hashlib.blake2b(digest_size=16)
+    for row in rows.rows:
+        turns = [asdict(turn) for turn in row.turns]
+        state.update(json.dumps([turns, row.target_key, row.prompt_choices]).encode())
+    return state.hexdigest()
+
+
+def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with another run than the checkpoint's.
+
+    Raises:
+        ArgumentError: lists every difference.
+    """
+    changed = differences(then, now)
+    if changed:
+        raise ArgumentError(
+            f"{where} belongs to a run with other settings: {'; '.join(changed)}. Put them back, "
+            "or go on all the same with --allow_changed_run True."
+        )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, a phrase each; hashes are not printed."""
+    found = []
+    for name in sorted({*then, *now}):
+        old, new = then.get(name), now.get(name)
+        if old == new:
+            continue
+        flag_like = name.startswith(("--", "rows of"))
+        found.append(f"{name} {old} → {new}" if flag_like else f"other {name}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
