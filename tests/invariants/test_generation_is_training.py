@@ -49,7 +49,7 @@ FRAMES = (7, 5, 4, 1)
 """Of the four scripts; so rows end at different steps of a batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """One checkpoint, loaded by both sides."""
 
@@ -105,7 +105,7 @@ def request_for(setup: Setup, numbers: Sequence[int], **settings: Any) -> Genera
     return GenerationRequest(setup.speaker, scripts, **values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """What training makes of the latents that generation sampled: one batch, and its rows."""
 
@@ -190,13 +190,19 @@ def heard_conditions(heard: Heard, frames: Sequence[int], *, guided: bool) -> Te
 BATCHES = [(0,), (1,), (2,), (3,), (0, 1, 2, 3)]
 
 
+@cache
+def both_sides(setup: Setup, numbers: tuple[int, ...]) -> tuple[Heard, Side]:
+    """Generation with strong guidance of the latents, of which nothing may reach tokens or inputs; and training."""
+    frames = [FRAMES[number] for number in numbers]
+    generation, heard = run(request_for(setup, numbers, cfg_scale=3.0), frames)
+    assert [speech.num_frames for speech in generation.speeches] == frames
+    return heard, train_on(setup, numbers, generation, heard, guided=True)
+
+
 @pytest.mark.parametrize("numbers", BATCHES, ids=str)
 def test_training_sees_what_generation_sees(setup: Setup, numbers: tuple[int, ...]) -> None:
     frames = [FRAMES[number] for number in numbers]
-    generation, heard = run(request_for(setup, numbers), frames)
-    assert [speech.num_frames for speech in generation.speeches] == frames
-    side = train_on(setup, numbers, generation, heard, guided=True)
-
+    heard, side = both_sides(setup, numbers)
     begin = 0
     for row, number in enumerate(numbers):
         prompt = prompt_length(setup, number)
@@ -209,23 +215,19 @@ def test_training_sees_what_generation_sees(setup: Setup, numbers: tuple[int, ..
         torch.testing.assert_close(heard.row_hidden(row, prompt)[:length], side.hidden_TD[here], atol=TOLERANCE, rtol=0)
         begin += length + 1
     assert begin == len(side.hidden_TD)
-
     trained_on = side.hidden_TD[side.batch["condition_index"]]
     torch.testing.assert_close(heard_conditions(heard, frames, guided=True), trained_on, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("numbers", BATCHES, ids=str)
 def test_tokens_are_chosen_by_the_scores_that_training_scores(setup: Setup, numbers: tuple[int, ...]) -> None:
-    """With guidance of the latents on: none of it may reach the tokens."""
-    frames = [FRAMES[number] for number in numbers]
-    generation, heard = run(request_for(setup, numbers, cfg_scale=3.0), frames)
-    side = train_on(setup, numbers, generation, heard, guided=True)
+    heard, side = both_sides(setup, numbers)
     matrix_VD = vibevoice.lm_head(setup.objective.model).weight
     ids = torch.tensor(setup.speaker.special.ids)
     expected = control_logits(side.hidden_TD[side.batch["control_index"]], matrix_VD, ids)
     steps = torch.stack(heard.scores)
-    # F + 1 decisions of each row: the training side's last one, after the end of text's partner, is the loop's last too.
-    found = torch.cat([steps[: count + 2, row] for row, count in enumerate(frames)])
+    # F + 2 decisions of a row: its frames, the end of speech, the end of text.
+    found = torch.cat([steps[: FRAMES[number] + 2, row] for row, number in enumerate(numbers)])
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -245,9 +247,8 @@ def test_the_unconditional_branch_is_the_unconditional_row(setup: Setup, numbers
 
 def test_a_wrong_training_input_would_show(setup: Setup) -> None:
     """The comparison above is not blind: the defects of other trainers are far above its tolerance."""
-    generation, heard = run(request_for(setup, (2,)), (4,))
-    right = train_on(setup, (2,), generation, heard, guided=True)
-    conditions = heard_conditions(heard, (4,), guided=True)
+    heard, right = both_sides(setup, (2,))
+    conditions = heard_conditions(heard, (FRAMES[2],), guided=True)
     shifted = right.hidden_TD[right.batch["target_index"]]
     without_semantics = Batch(**{**right.batch, "target_semantic": torch.zeros_like(right.batch["target_semantic"])})
     clean = setup.objective.sample(right.batch["target_mean"], right.batch["target_jitter"])
