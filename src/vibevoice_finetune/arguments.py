@@ -73,6 +73,12 @@ class ModelArguments:
             "adaLN, then the final linear and adaLN); the start-up report prints them."
         },
     )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = field(
+        default="auto",
+        metadata={
+            "help": "Attention of the language model. auto: flash_attention_2 if it is installed on a GPU, or sdpa."
+        },
+    )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Keep the language model's linear layers in 4 bit (extra: 4bit)."}
     )
@@ -99,6 +105,13 @@ class ModelArguments:
         _check("--lora_r", self.lora_r, self.lora_r >= 1, "at least 1")
         _check("--lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1, "at least 0 and below 1")
         _ = self.frozen_head_layers
+
+    def attention(self, device_type: str) -> str:
+        """`--attn_implementation`, with auto decided for this kind of device."""
+        if self.attn_implementation != "auto":
+            return self.attn_implementation
+        has_flash = device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+        return "flash_attention_2" if has_flash else "sdpa"
 
     @property
     def quantised_bits(self) -> int | None:

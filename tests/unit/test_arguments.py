@@ -34,6 +34,7 @@ MODEL_FLAGS = {
     "train_diffusion_head": False,
     "train_connectors": False,
     "layers_to_freeze": None,
+    "attn_implementation": "auto",
     "load_in_4bit": False,
     "load_in_8bit": False,
 }

@@ -4,10 +4,11 @@ micro-batches of the optimizer step and all processes.
 Shapes: N positions with a label, D hidden size, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 LOGITS_CHUNK = 256
 """Positions whose logits exist at a time: 256 x 152k float32 is 156 MB."""
@@ -21,7 +22,8 @@ def squared_error_sum(predicted: Tensor, target: Tensor) -> Tensor:
 def text_cross_entropy_sum(hidden_ND: Tensor, output_matrix_VD: Tensor, labels_N: Tensor) -> Tensor:
     """Sum of next-token cross-entropies, without ever holding more than a chunk of logits.
 
-    The logits of a chunk are computed again in the backward pass, so that neither pass holds an (N, V) tensor.
+    The gradient is computed together with the loss, while a chunk's logits are there, so they are never computed again:
+    two matrix products a chunk, three if the output matrix is trained too.
 
     Args:
         hidden_ND: (N, D) last hidden states at labelled positions.
@@ -31,16 +33,47 @@ def text_cross_entropy_sum(hidden_ND: Tensor, output_matrix_VD: Tensor, labels_N
     Returns:
         0-d float32.
     """
-    total = hidden_ND.new_zeros((), dtype=torch.float32) + 0.0 * hidden_ND.sum().float()
-    for hidden, labels in zip(hidden_ND.split(LOGITS_CHUNK), labels_N.split(LOGITS_CHUNK), strict=True):
-        part: Tensor = checkpoint(_chunk_cross_entropy_sum, hidden, output_matrix_VD, labels, use_reentrant=False)
-        total = total + part
+    total: Tensor = _ChunkedCrossEntropy.apply(hidden_ND, output_matrix_VD, labels_N)  # type: ignore[no-untyped-call]
     return total
 
 
-def _chunk_cross_entropy_sum(hidden_ND: Tensor, output_matrix_VD: Tensor, labels_N: Tensor) -> Tensor:
-    logits_NV = F.linear(hidden_ND, output_matrix_VD)
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """`text_cross_entropy_sum` with its gradient; under autocast the products run in the autocast dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, output_matrix_VD: Tensor, labels_N: Tensor) -> Tensor:
+        for_hidden, for_matrix, _ = ctx.needs_input_grad
+        hidden_grad_ND = torch.zeros_like(hidden_ND) if for_hidden else None
+        matrix_grad_VD = torch.zeros_like(output_matrix_VD) if for_matrix else None
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(labels_N), LOGITS_CHUNK):
+            chunk = slice(start, start + LOGITS_CHUNK)
+            hidden, labels = hidden_ND[chunk], labels_N[chunk].unsqueeze(-1)
+            logits = F.linear(hidden, output_matrix_VD)
+            log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+            total -= log_probabilities.gather(-1, labels).sum()
+            if not (for_hidden or for_matrix):
+                continue
+            # d(-log p[label]) / d logits = p - 1 at the label, p elsewhere
+            grad = log_probabilities.exp_()
+            grad.scatter_add_(-1, labels, grad.new_full((1, 1), -1.0).expand_as(labels))
+            grad = grad.to(logits.dtype)
+            if hidden_grad_ND is not None:
+                hidden_grad_ND[chunk] = (grad @ output_matrix_VD.to(grad.dtype)).to(hidden_ND.dtype)
+            if matrix_grad_VD is not None:
+                matrix_grad_VD += (grad.T @ hidden.to(grad.dtype)).to(matrix_grad_VD.dtype)
+        ctx.grads = (hidden_grad_ND, matrix_grad_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (outer,) = grads
+        hidden_grad_ND, matrix_grad_VD = ctx.grads
+        return (
+            None if hidden_grad_ND is None else hidden_grad_ND * outer.to(hidden_grad_ND.dtype),
+            None if matrix_grad_VD is None else matrix_grad_VD * outer.to(matrix_grad_VD.dtype),
+            None,
+        )
 
 
 def control_logits(hidden_ND: Tensor, output_matrix_VD: Tensor, control_ids_4: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ r rank of LoRA, T tokens, F target frames, K noise draws a frame, N text labels,
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -228,11 +228,16 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     norms = 2 * FLOAT32 * d
     attention = a * 4 * d + FLOAT32 * size.heads  # queries, keys and values of all heads, output; and its log-sums
     feed_forward = 3 * a * i  # what enters the activation function, what leaves it, what it is multiplied with
-    lora = sum(
-        _lora_bytes(recipe, columns)
+    targeted = {
+        name.rpartition(".")[2]: _lora_bytes(recipe, columns)
         for name, (_, columns) in size.language_model.items()
         if ".layers.0." in name and _is_target(name, recipe.lora_targets)
-    )
+    }
+    lora = sum(targeted.values())
+    if not recipe.bf16 and not recipe.lora_dropout:
+        # Without a cast and without dropout, LoRA reads tensors of which one copy is kept.
+        lora -= FLOAT32 * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + ("o_proj" in targeted))
+        lora -= FLOAT32 * d * _doubles(targeted, ("gate_proj", "up_proj"))
     # The block-diagonal mask of packed rows, made anew in each layer.
     mask = a * batch.tokens if batch.rows > 1 else 0
     return batch.tokens * (norms + attention + feed_forward + lora + mask)
@@ -285,6 +290,11 @@ def encoding_bytes(size: ModelSize) -> float:
 def _lora_bytes(recipe: Recipe, columns: int) -> int:
     """What LoRA on a linear layer keeps of a token: dropout's mask, its own copy of the input, its inner result."""
     return (recipe.dropout_mask + recipe.activation) * columns + recipe.activation * recipe.lora_r
+
+
+def _doubles(targeted: Iterable[str], readers: tuple[str, ...]) -> int:
+    """How many of the layers that read one tensor read it after the first."""
+    return max(len(set(targeted) & set(readers)) - 1, 0)
 
 
 def _input_bytes(recipe: Recipe, columns: int) -> int:

@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from vibevoice_finetune import __version__
 from vibevoice_finetune.arguments import Arguments, parse
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
+from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach
 from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
@@ -155,6 +156,7 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     model = load_for_training(prepared.checkpoint, dtype, loop.device, quantization_config(bits) if bits else None)
     if bits == 4:
         keep_trainable(model)
+    vibevoice.language_model(model).set_attn_implementation(model_args.attention(loop.device.type))
     set_seed(loop.seed)
     attach(model, plan)
     return Objective(model, prepared.special), plan

@@ -164,6 +164,14 @@ class FinetuneTrainer(Trainer):
         self.guard.micro_batches.clear()
         return batches, self.step_counts
 
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """The batch on the training device, copied while the host goes on."""
+        device = self.args.device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
+
     def _over_processes(self, counts: Counts) -> Counts:
         """The sum over processes; on the way they agree whether one of them was asked to stop."""
         if self.args.world_size == 1:

@@ -38,6 +38,26 @@ def test_chunked_cross_entropy_equals_torch(monkeypatch, chunk):
     torch.testing.assert_close(torch.autograd.grad(found, [hidden, matrix]), expected_grads)
 
 
+def test_under_autocast_loss_and_gradient_are_torchs(monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_CHUNK", 2)
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 8, dtype=torch.bfloat16, requires_grad=True)
+    matrix = torch.randn(11, 8, dtype=torch.bfloat16)
+    labels = torch.randint(11, (5,))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.cross_entropy(F.linear(hidden, matrix).float(), labels, reduction="sum")
+        found = text_cross_entropy_sum(hidden, matrix, labels)
+    torch.testing.assert_close(found, expected)
+    (expected_grad,) = torch.autograd.grad(3 * expected, hidden)
+    (found_grad,) = torch.autograd.grad(3 * found, hidden)
+    torch.testing.assert_close(found_grad, expected_grad, rtol=0.02, atol=0.02)
+
+
+def test_without_gradient_nothing_is_kept():
+    found = text_cross_entropy_sum(torch.randn(3, 4), torch.randn(6, 4), torch.tensor([0, 5, 2]))
+    assert found.grad_fn is None
+
+
 def test_no_label_gives_zero_and_still_reaches_the_hidden_states():
     hidden = torch.randn(0, 5, requires_grad=True)
     found = text_cross_entropy_sum(hidden, torch.randn(11, 5), torch.zeros(0, dtype=torch.long))

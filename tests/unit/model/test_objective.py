@@ -38,8 +38,10 @@ def test_a_frame_does_not_see_itself_but_the_next_one_does(small):
             assert moved.tolist() == [False, False, False, True, True, True, True]
 
 
-def test_packed_rows_equal_rows_alone(small):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_equal_rows_alone(small, attention):
     objective = small.objective()
+    vibevoice.language_model(objective.model).set_attn_implementation(attention)
     dataset = small.dataset()
     examples = [dataset[Draw(0, row)] for row in range(8)]
     packed = objective(collate(examples))
@@ -48,12 +50,14 @@ def test_packed_rows_equal_rows_alone(small):
         assert packed[name].item() == pytest.approx(sum(sums[name].item() for sums in alone), rel=1e-5), name
 
 
-def test_packed_gradients_equal_rows_alone(small):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_gradients_equal_rows_alone(small, attention):
     dataset = small.dataset()
     examples = [dataset[Draw(0, row)] for row in range(8)]
 
     def gradients(batches):
         objective = small.objective()
+        vibevoice.language_model(objective.model).set_attn_implementation(attention)
         for batch in batches:
             sums = objective(batch)
             (sums["diffusion"] + sums["text"] + sums["control"]).backward()
