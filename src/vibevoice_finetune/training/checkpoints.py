@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from vibevoice_finetune.errors import CheckpointError
 
 MARKER = "complete.json"
 SAVING_PREFIX = ".saving-"
 DELETING_PREFIX = ".deleting-"
 NAME = re.compile(r"checkpoint-(\d+)")
+TORCH_WRITER = "inline_container"
+"""The file of torch's zip writer, which its errors begin with; they are plain `RuntimeError`s."""
 
 
 @contextmanager
@@ -30,17 +34,41 @@ def writing(folder: Path) -> Iterator[Path]:
     """
     staging = folder.parent / f"{SAVING_PREFIX}{folder.name}"
     try:
+        with telling_of_a_full_disk(folder):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            yield staging
+            close(staging)
+            replace(staging, folder)
+    except CheckpointError:
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        close(staging)
-        replace(staging, folder)
+        raise
+
+
+@contextmanager
+def telling_of_a_full_disk(path: Path) -> Iterator[None]:
+    """Say in one line what the system, safetensors and torch each say in their own way when they cannot write.
+
+    Raises:
+        CheckpointError: something within the context could not be written.
+    """
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: cannot be saved ({error.strerror or error}); earlier checkpoints are intact. Free some space, "
-            "then go on with --resume_from_checkpoint True."
-        ) from error
+        raise _not_written(path, error.strerror or str(error)) from error
+    except SafetensorError as error:
+        raise _not_written(path, str(error)) from error
+    except RuntimeError as error:
+        if TORCH_WRITER not in str(error):
+            raise
+        raise _not_written(path, "torch could not write all of its file, as on a full disk") from error
+
+
+def _not_written(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be saved ({reason}); earlier checkpoints are intact. Free some space, "
+        "then go on with --resume_from_checkpoint True."
+    )
 
 
 def close(folder: Path) -> None:
