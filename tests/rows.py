@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vibevoice_finetune.data.dataset import DrawSettings, PlannedRow, PromptSource, SpeechDataset
-from vibevoice_finetune.data.latents import LatentStore, Latents
+from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
+from vibevoice_finetune.data.latents import Latents, LatentStore
+from vibevoice_finetune.data.plan import PlannedRow, PromptSource
 from vibevoice_finetune.data.prompt import generation_prompt, num_speakers, parse_script
 from vibevoice_finetune.model.checkpoint import load_for_training, open_checkpoint, with_special_tokens
 from vibevoice_finetune.model.objective import Objective
@@ -74,6 +75,7 @@ class Small:
                     target_key=_key(row, 0),
                     target_frames=TARGET_FRAMES[row],
                     prompt_choices=(keys,) if keys else (),
+                    own_choice=None,
                     num_tokens=len(ids) + TARGET_FRAMES[row] + 2,
                     speaker=None,
                     source=PromptSource.GIVEN if keys else PromptSource.NONE,

@@ -30,6 +30,7 @@ ROOMS = (
     "data.readahead",
     "data.encode",
     "data.fill",
+    "data.plan",
     "data.dataset",
     "data.sampler",
     "data.collate",

@@ -82,10 +82,17 @@ def identity(
 def digest_rows(rows: SpeechDataset) -> str:
     """A hash over scripts, audio and choices of voice prompts, in order."""
     state = hashlib.blake2b(digest_size=16)
+    shared: dict[int, str] = {}  # the rows of a speaker share one tuple of choices, which is hashed once
     for row in rows.rows:
         turns = [asdict(turn) for turn in row.turns]
-        state.update(json.dumps([turns, row.target_key, row.prompt_choices]).encode())
+        choices = shared.get(id(row.prompt_choices)) or _digest(row.prompt_choices)
+        shared[id(row.prompt_choices)] = choices
+        state.update(json.dumps([turns, row.target_key, choices, row.own_choice]).encode())
     return state.hexdigest()
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

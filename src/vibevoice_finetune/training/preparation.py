@@ -15,17 +15,11 @@ import torch.distributed
 from torch import Tensor
 
 from vibevoice_finetune.arguments import Arguments
-from vibevoice_finetune.data.dataset import (
-    DrawSettings,
-    PlannedRow,
-    RowRequest,
-    SpeechDataset,
-    make_requests,
-    plan_rows,
-)
+from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
 from vibevoice_finetune.data.fill import FillReport, Ranks, fill
 from vibevoice_finetune.data.latents import LatentStore, Segment
 from vibevoice_finetune.data.manifest import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
+from vibevoice_finetune.data.plan import PlannedRow, RowRequest, make_requests, plan_rows
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.model.checkpoint import (

@@ -166,7 +166,7 @@ def exporter(
     arguments: Arguments, prepared: Prepared, objective: Objective, plan: AdapterPlan, base_fingerprint: str
 ) -> Callable[[Path], None]:
     """A function that writes the portable result of the model as it stands into a folder."""
-    has_prompts = any(row.prompt_choices for row in prepared.train_set.rows) if prepared.train_set else False
+    has_prompts = any(row.has_prompts for row in prepared.train_set.rows) if prepared.train_set else False
     info = AdapterInfo(
         base_model=arguments.model.model_name_or_path,
         base_fingerprint=base_fingerprint,

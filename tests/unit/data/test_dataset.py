@@ -7,9 +7,9 @@ import pytest
 import soundfile
 
 from vibevoice_finetune.data.audio import parse_audio
-from vibevoice_finetune.data.dataset import PromptSource, make_requests, plan_rows
 from vibevoice_finetune.data.latents import Latents, LatentStore
 from vibevoice_finetune.data.manifest import BadRows, Row
+from vibevoice_finetune.data.plan import PromptSource, make_requests, plan_rows
 from vibevoice_finetune.data.prompt import SYSTEM_PIECE, SpecialTokens
 from vibevoice_finetune.errors import DataError
 
@@ -105,11 +105,22 @@ def test_another_clip_of_the_speaker_never_the_row_itself(clip, tmp_path):
     found = requests([row("Speaker 0: x", audio, speaker="s") for audio in clips])
     store, planned = plan(found, [8, 15, 23], tmp_path)
     keys = [store.key(request.target) for request in found]
-    assert [row.prompt_choices for row in planned] == [
-        ((keys[1],), (keys[2],)),
-        ((keys[0],), (keys[2],)),
-        ((keys[0],), (keys[1],)),
+    drawn = [{row.draw_prompts(np.random.default_rng(seed)) for seed in range(40)} for row in planned]
+    assert drawn == [
+        {(keys[1],), (keys[2],)},
+        {(keys[0],), (keys[2],)},
+        {(keys[0],), (keys[1],)},
     ]
+    assert planned[0].prompt_choices is planned[2].prompt_choices, "memory grows with the square of the rows"
+
+
+def test_a_speaker_with_one_clip_twice_has_no_other_clip(clip, tmp_path):
+    a = clip("a")
+    found = requests([row("Speaker 0: x", a, speaker="s"), row("Speaker 0: y", a, speaker="s")])
+    _, planned = plan(found, [8, 8], tmp_path)
+    assert [row.source for row in planned] == [PromptSource.NONE] * 2
+    assert not any(row.has_prompts for row in planned)
+    assert planned[0].draw_prompts(np.random.default_rng(0)) == ()
 
 
 def test_length_counts_the_longest_prompt(clip, tmp_path):
