@@ -5,6 +5,7 @@ and renamed. What has no marker, or does not match it, is not a checkpoint. An o
 then deleted, so that a kill in the middle leaves nothing that looks whole.
 """
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ MARKER = "complete.json"
 SAVING_PREFIX = ".saving-"
 DELETING_PREFIX = ".deleting-"
 NAME = re.compile(r"checkpoint-(\d+)")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TORCH_WRITER = "inline_container"
 """The file of torch's zip writer, which its errors begin with; they are plain `RuntimeError`s."""
 
@@ -40,8 +42,10 @@ def writing(folder: Path) -> Iterator[Path]:
             yield staging
             close(staging)
             replace(staging, folder)
-    except CheckpointError:
+    except (CheckpointError, OSError) as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _not_written(folder, error.strerror or str(error)) from error
         raise
 
 
@@ -55,7 +59,9 @@ def telling_of_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(path, error.strerror or str(error)) from error
+        if error.errno not in NO_ROOM:
+            raise
+        raise _not_written(path, os.strerror(error.errno)) from error
     except SafetensorError as error:
         raise _not_written(path, str(error)) from error
     except RuntimeError as error:

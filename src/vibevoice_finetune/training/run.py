@@ -191,7 +191,7 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
     if trainer.args.should_save:
         checkpoints.clear_leftovers(output_dir)
     try:
-        with trainer.stop.listening():
+        with trainer.stop.listening(), checkpoints.telling_of_a_full_disk(output_dir):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the device's memory does not suffice: {trainer.leave_resumable()}") from error
@@ -201,7 +201,7 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
             f"saved in {output_dir}; go on with --resume_from_checkpoint True."
         )
     if trainer.args.should_save:
-        with trainer.averaged():
+        with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
             trainer.export(output_dir / RESULT)
     console.print(f"the result is {output_dir / RESULT}", highlight=False)
 
