@@ -15,6 +15,7 @@ from operator import add
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ TRAINER_STATE = "trainer_state.json"
 GUARD_FILE = "guard.json"
 IDENTITY_FILE = "run.json"
 NOTHING = Counts(0, 0, 0, 0, 0)
+DROPOUT_STREAM = 4
+"""Last number of the seed of dropout; 0 to 2 are the streams of the rows, 3 that of their order."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,7 @@ class FinetuneTrainer(Trainer):
         self.guard = Guard(self.output_dir, args.max_bad_steps)
         self.stop = StopRequest()
         self.stop_agreed = False
+        self.micro_batch = 0
         callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
         super().__init__(
             model=objective,
@@ -162,6 +166,7 @@ class FinetuneTrainer(Trainer):
         self.step_counts = self._over_processes(reduce(add, (batch["counts"] for batch in batches), NOTHING))
         self.loss_before_step = self._tr_loss.clone()
         self.guard.micro_batches.clear()
+        self.micro_batch = 0
         return batches, self.step_counts
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
@@ -196,6 +201,7 @@ class FinetuneTrainer(Trainer):
         Processes are averaged in the backward pass, so each share is multiplied by their number.
         """
         counts = num_items_in_batch or inputs["counts"]
+        self._seed_dropout()
         factor = 0.0 if inputs["ghost"] else float(self.args.world_size)
         sums: LossSums = model(inputs)
         terms = Terms.of(sums, counts, factor)
@@ -204,6 +210,16 @@ class FinetuneTrainer(Trainer):
             losses = {name: value.detach() for name, value in vars(terms).items()}
             self.guard.micro_batches.append(MicroBatch(inputs["rows"], losses))
         return terms.total(self.weights)
+
+    def _seed_dropout(self) -> None:
+        """Make the draws of dropout depend on seed, step and micro-batch alone, whichever process has it.
+
+        A checkpoint holds the generator of its writer only; with this, none needs to be held.
+        """
+        number = self.micro_batch * self.args.world_size + self.args.process_index
+        self.micro_batch += 1
+        entropy = (self.draw_seed, self.state.global_step, number, DROPOUT_STREAM)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | None:
         """The gradient's norm, after which the step is accepted or skipped; the one wait for the device in a step."""
