@@ -82,10 +82,7 @@ def _duration(hours: float) -> str:
 
 def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> Iterable[str]:
     loop, model = arguments.loop, arguments.model
-    rows = loop.per_device_train_batch_size * loop.gradient_accumulation_steps * loop.world_size
-    parts = f"{loop.per_device_train_batch_size} a process × {loop.gradient_accumulation_steps} accumulated"
-    parts += f" × {loop.world_size} processes" if loop.world_size > 1 else ""
-    yield f"steps {max_steps:,} ({steps_per_epoch:,} an epoch), effective batch {rows} rows ({parts})"
+    yield f"steps {max_steps:,} ({steps_per_epoch:,} an epoch), {_batch(arguments)}"
     yield (
         f"loss  {loop.diffusion_loss_weight:g} diffusion (K = {loop.ddpm_batch_mul}) + {loop.ce_loss_weight:g} (text"
         f" + {loop.control_loss_weight:g} control)"
@@ -104,6 +101,16 @@ def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> I
     strategy = IntervalStrategy(loop.eval_strategy)
     evaluation = f"every {loop.eval_steps:g} steps" if strategy is IntervalStrategy.STEPS else strategy.value
     yield f"logs  metrics.jsonl, {loggers}; evaluation: {evaluation}; device: {loop.device}"
+
+
+def _batch(arguments: Arguments) -> str:
+    loop, tokens = arguments.loop, arguments.data.max_tokens_per_batch
+    times = f" × {loop.gradient_accumulation_steps} accumulated"
+    times += f" × {loop.world_size} processes" if loop.world_size > 1 else ""
+    if tokens is not None:
+        return f"effective batch up to {tokens:,} tokens{times}"
+    rows = loop.per_device_train_batch_size * loop.gradient_accumulation_steps * loop.world_size
+    return f"effective batch {rows} rows ({loop.per_device_train_batch_size} a process{times})"
 
 
 def _head_indices(model: nn.Module, frozen: tuple[int, ...]) -> str:
