@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -135,9 +135,19 @@ def complete_checkpoints(output_dir: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     if not output_dir.is_dir():
         return []
+    _put_in_place(output_dir)
     steps = {folder: step_of(folder) for folder in output_dir.iterdir()}
     found = [(step, folder) for folder, step in steps.items() if step is not None and is_complete(folder)]
     return [folder for _, folder in sorted(found)]
+
+
+def _put_in_place(output_dir: Path) -> None:
+    """Finish what a kill broke off between moving an old checkpoint away and renaming its finished successor."""
+    for staging in output_dir.glob(f"{SAVING_PREFIX}*"):
+        folder = output_dir / staging.name.removeprefix(SAVING_PREFIX)
+        if is_complete(staging) and not folder.exists():
+            with suppress(FileNotFoundError):  # another process of the same run was faster
+                staging.rename(folder)
 
 
 def clear_leftovers(output_dir: Path) -> None:
