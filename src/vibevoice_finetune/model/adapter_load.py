@@ -206,7 +206,7 @@ def _apply(model: nn.Module, part: BlockContents, scale: float) -> None:
     if not part.low_rank:
         return
     pairs = {_layer_name(part, name): pair for name, pair in part.low_rank.items()}
-    layers = inject_for_generation(model, block, {name: pair.rank for name, pair in pairs.items()})
+    layers = inject_for_generation(block, {name: pair.rank for name, pair in pairs.items()})
     assert layers.keys() == pairs.keys()
     for name, layer in layers.items():
         down, up = lora_matrices(layer)

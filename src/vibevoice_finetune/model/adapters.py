@@ -71,9 +71,9 @@ def attach(model: nn.Module, plan: AdapterPlan) -> None:
     model.requires_grad_(False)
     head = vibevoice.diffusion_head(model)
     if plan.lora_target_modules:
-        _inject_for_training(model, vibevoice.language_model(model), plan, plan.lora_target_modules)
+        _inject_for_training(vibevoice.language_model(model), plan, plan.lora_target_modules)
     if plan.head == "lora":
-        _inject_for_training(model, head, plan, _linear_names(head))
+        _inject_for_training(head, plan, _linear_names(head))
     if plan.head == "full":
         _train_whole(head)
         for entry in head_parameters(model):
@@ -189,11 +189,10 @@ def has_lora(model: nn.Module) -> bool:
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
-def inject_for_generation(model: nn.Module, block: nn.Module, ranks: Mapping[str, int]) -> dict[str, LoraLayer]:
+def inject_for_generation(block: nn.Module, ranks: Mapping[str, int]) -> dict[str, LoraLayer]:
     """Put LoRA without effect over the named layers of a block, to be filled with trained values.
 
     Args:
-        model: the model that the block is of.
         block: what the names are relative to.
         ranks: full names of layers to their ranks r.
 
@@ -207,10 +206,10 @@ def inject_for_generation(model: nn.Module, block: nn.Module, ranks: Mapping[str
         inference_mode=True,
         task_type=TaskType.FEATURE_EXTRACTION,
     )
-    return _inject(model, block, config)
+    return _inject(block, config)
 
 
-def _inject_for_training(model: nn.Module, block: nn.Module, plan: AdapterPlan, targets: tuple[str, ...]) -> None:
+def _inject_for_training(block: nn.Module, plan: AdapterPlan, targets: tuple[str, ...]) -> None:
     config = LoraConfig(
         r=plan.lora_r,
         lora_alpha=plan.lora_alpha,
@@ -218,14 +217,15 @@ def _inject_for_training(model: nn.Module, block: nn.Module, plan: AdapterPlan, 
         target_modules=list(targets),
         task_type=TaskType.FEATURE_EXTRACTION,
     )
-    _inject(model, block, config)
+    _inject(block, config)
 
 
-def _inject(model: nn.Module, block: nn.Module, config: LoraConfig) -> dict[str, LoraLayer]:
-    # PEFT asks the module it is given whether its linear layers are bitsandbytes'; transformers says so of the whole
-    # model only. Without it, PEFT would treat packed 4-bit weights as plain ones.
-    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if vars(model).get(flag):
+def _inject(block: nn.Module, config: LoraConfig) -> dict[str, LoraLayer]:
+    # PEFT asks the module that it is given whether it was loaded in 4 or 8 bits; transformers says so of the whole
+    # model, if at all. Without it, PEFT would treat packed weights as plain ones.
+    kinds = {type(module).__name__ for module in block.modules()}
+    for kind, flag in (("Linear4bit", "is_loaded_in_4bit"), ("Linear8bitLt", "is_loaded_in_8bit")):
+        if kind in kinds:
             setattr(block, flag, True)
     training = block.training
     inject_adapter_in_model(config, block, adapter_name=ADAPTER)
