@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,14 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, WRITTEN_FORMATS, AudioSource, parse_audio, write_audio
+from vibevoice_finetune.data.audio import (
+    SAMPLING_RATE_HZ,
+    WRITTEN_FORMATS,
+    AudioSource,
+    load_audio,
+    parse_audio,
+    write_audio,
+)
 from vibevoice_finetune.data.prompt import shorten
 from vibevoice_finetune.data.scripts import Script, read_scripts, script_from_text
 from vibevoice_finetune.errors import ArgumentError, UserError, require
@@ -80,14 +88,17 @@ def parse(words: list[str]) -> Order:
     flags = _parser().parse_args(words)
     if not (flags.text or flags.script):
         raise ArgumentError('nothing to say: give --text "Hello." or --script FILE.')
+    if flags.adapter is None and flags.adapter_scale != 1.0:
+        raise ArgumentError("--adapter_scale needs --adapter: there is nothing to scale.")
     voices = [_voice(path) for path in flags.voice]
     texts = [text.replace("\\n", "\n") for text in flags.text]  # a shell has no easy way to type a new line
-    scripts = [script_from_text(text, voices, f'--text "{shorten(text.splitlines()[0], 40)}"') for text in texts]
+    scripts = [script_from_text(text, voices, f'--text "{shorten(" ".join(text.split()), 40)}"') for text in texts]
     for path in flags.script:
         scripts += read_scripts(Path(path), voices)
     outputs = output_paths(Path(flags.output), len(scripts))
     for path in outputs:
         check_writable(path)
+    check_voices(scripts, voices)
     source = ModelSource(
         name_or_path=flags.model_name_or_path,
         adapter=flags.adapter,
@@ -136,6 +147,20 @@ def check_writable(path: Path) -> None:
         raise ArgumentError(f"--output {path}: there is no folder {path.parent}; make it, or name another.")
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ArgumentError(f"--output {path}: cannot be written; check its permissions, or name another place.")
+
+
+def check_voices(scripts: Sequence[Script], given: Sequence[AudioSource]) -> None:
+    """Refuse voices that cannot be used, and those given on the command line that nobody uses.
+
+    Raises:
+        ArgumentError: all scripts name voices of their own.
+        AudioError: a voice cannot be decoded, or is silent.
+    """
+    used = {voice for script in scripts for voice in script.voices}
+    if used.isdisjoint(given) and given:
+        raise ArgumentError("--voice: every script names voices of its own; leave the flag out.")
+    for voice in used:
+        load_audio(voice)
 
 
 def write(generation: Generation, order: Order, console: Console) -> None:

@@ -1,12 +1,12 @@
 """A model that has learned one clip by heart says that clip: training, saving, loading and generation in one line.
 
-The speech tokenizers are random here, and that matters in one place. Generation decodes the latents it sampled and hears
-the audio through the semantic encoder; a real decoder gives back the clip, a random one gives noise that has nothing
-to do with the recording that the latents came from. So a random model could never hear in generation what it was
-given in training, however right both are. The target is therefore chosen from the other end: latents first, the clip is
-what the decoder makes of them, and its semantic features are the encoding of that clip. For a trained tokenizer the two
-ways are the same. Nothing is taken out: generation decodes, encodes and feeds back as always, and the last test
-shows that what it hears is needed.
+The speech tokenizers are random here, and that matters in one place. Generation decodes the latents that it sampled and
+hears the audio through the semantic encoder; a real decoder gives back the clip, a random one gives noise that has
+nothing to do with the recording that the latents came from. So a random model could never hear in generation what it
+was given in training, however right both are. The target is therefore chosen from the other end: latents first, the
+clip is what the decoder makes of them, and its semantic features are the encoding of that clip. For a trained tokenizer
+the two ways are the same. Nothing is taken out: generation decodes, encodes and feeds back as always, and the last
+test shows that what it hears is needed.
 """
 
 from dataclasses import dataclass
