@@ -23,6 +23,7 @@ from peft import LoraConfig, TaskType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import VibeVoiceConfig
 
 from vibevoice_finetune.errors import AdapterError
 from vibevoice_finetune.model import names, vibevoice
@@ -69,7 +70,24 @@ def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: Adapte
     Raises:
         AdapterError: a trained tensor is not finite, or the disk is full or not writable; `folder` is as it was.
     """
-    files = _tensor_files(model, plan)
+    write_adapter(folder, _tensor_files(model, plan), _json_files(model, plan, info), plan, info)
+
+
+def write_adapter(
+    folder: Path, files: Mapping[str, Tensors], json_files: Mapping[str, Any], plan: AdapterPlan, info: AdapterInfo
+) -> None:
+    """Write the files of a portable adapter, its model card and its record.
+
+    Args:
+        folder: as for `save_adapter`.
+        files: tensors by file name relative to the folder, each a float32 tensor on the CPU.
+        json_files: JSON objects likewise.
+        plan: what was trained.
+        info: what is known beside the tensors.
+
+    Raises:
+        AdapterError: as for `save_adapter`.
+    """
     _check_finite(files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.writing")
@@ -77,7 +95,7 @@ def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: Adapte
     try:
         for name, tensors in files.items():
             _write_tensors(temporary / name, tensors)
-        for name, value in _json_files(model, plan, info).items():
+        for name, value in json_files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         contents = {
@@ -100,10 +118,10 @@ def _tensor_files(model: nn.Module, plan: AdapterPlan) -> dict[str, Tensors]:
     head = vibevoice.diffusion_head(model)
     if plan.lora_target_modules:
         layers = lora_layers(vibevoice.language_model(model))
-        files[LORA_FILES[0]] = _peft_tensors({name: lora_matrices(layer) for name, layer in layers.items()})
+        files[LORA_FILES[0]] = peft_tensors({name: lora_matrices(layer) for name, layer in layers.items()})
     if plan.head == "lora":
         pairs = {_original_layer(name): lora_matrices(layer) for name, layer in lora_layers(head).items()}
-        files[f"{HEAD_LORA_FOLDER}/{LORA_FILES[0]}"] = _peft_tensors(pairs)
+        files[f"{HEAD_LORA_FOLDER}/{LORA_FILES[0]}"] = peft_tensors(pairs)
     if plan.head != "frozen":
         tensors = _head_tensors(model)
         files |= dict.fromkeys(HEAD_FILES[:2], tensors)
@@ -117,7 +135,8 @@ def _tensor_files(model: nn.Module, plan: AdapterPlan) -> dict[str, Tensors]:
     return files
 
 
-def _peft_tensors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Tensors:
+def peft_tensors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Tensors:
+    """LoRA's A and B by the names that PEFT gives them, from pairs by the layer that they belong to."""
     tensors: Tensors = {}
     for layer, (down, up) in pairs.items():
         tensors[f"base_model.model.{layer}.lora_A.weight"] = _plain(down)
@@ -139,20 +158,23 @@ def _head_tensors(model: nn.Module) -> Tensors:
 def _json_files(model: nn.Module, plan: AdapterPlan, info: AdapterInfo) -> dict[str, Any]:
     files: dict[str, Any] = {}
     if plan.lora_target_modules:
-        files[CONFIG_FILE] = _peft_config(plan, info, plan.lora_target_modules)
+        files[CONFIG_FILE] = peft_config(plan, info, plan.lora_target_modules)
     if plan.head == "lora":
         layers = map(_original_layer, lora_layers(vibevoice.diffusion_head(model)))
-        files[f"{HEAD_LORA_FOLDER}/{CONFIG_FILE}"] = _peft_config(plan, info, layers)
+        files[f"{HEAD_LORA_FOLDER}/{CONFIG_FILE}"] = peft_config(plan, info, layers)
     if plan.head != "frozen":
-        head = config_to_original(vibevoice.config(model))["diffusion_head_config"]
-        files[f"{HEAD.folder}/config.json"] = head | {
-            "architectures": ["VibeVoiceDiffusionHead"],
-            "torch_dtype": "float32",
-        }
+        files[f"{HEAD.folder}/config.json"] = head_config(vibevoice.config(model))
     return files
 
 
-def _peft_config(plan: AdapterPlan, info: AdapterInfo, targets: Iterable[str]) -> dict[str, Any]:
+def head_config(config: VibeVoiceConfig) -> dict[str, Any]:
+    """The `config.json` of a fully written diffusion head, in the original's words."""
+    head: dict[str, Any] = config_to_original(config)["diffusion_head_config"]
+    return head | {"architectures": ["VibeVoiceDiffusionHead"], "torch_dtype": "float32"}
+
+
+def peft_config(plan: AdapterPlan, info: AdapterInfo, targets: Iterable[str]) -> dict[str, Any]:
+    """An `adapter_config.json` for layers of these names."""
     config = LoraConfig(
         r=plan.lora_r,
         lora_alpha=plan.lora_alpha,

@@ -17,7 +17,7 @@ from vibevoice_finetune.model.hub import TEXT_TOKENIZER, locate
 
 _SETTINGS = "preprocessor_config.json"
 _NAME_KEY = "language_model_pretrained_name"
-_CONTROL_TOKENS = {
+CONTROL_TOKENS = {
     "speech_start": "<|vision_start|>",
     "speech_end": "<|vision_end|>",
     "frame": "<|vision_pad|>",
@@ -51,13 +51,13 @@ def special_tokens(tokenizer: Qwen2Tokenizer) -> SpecialTokens:
         CheckpointError: it lacks some of them.
     """
     vocabulary = tokenizer.get_vocab()
-    lacking = [token for token in _CONTROL_TOKENS.values() if token not in vocabulary]
+    lacking = [token for token in CONTROL_TOKENS.values() if token not in vocabulary]
     if lacking:
         raise CheckpointError(
             f"{tokenizer.name_or_path}: the text tokenizer lacks {', '.join(lacking)}; expected the tokenizer of "
             "Qwen2.5; give it with --processor_name_or_path"
         )
-    return SpecialTokens(**{field: vocabulary[token] for field, token in _CONTROL_TOKENS.items()})
+    return SpecialTokens(**{field: vocabulary[token] for field, token in CONTROL_TOKENS.items()})
 
 
 def _resolve(folder: Path, cache_dir: Path | None, source: str) -> Path:
