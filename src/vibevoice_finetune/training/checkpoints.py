@@ -23,8 +23,9 @@ SAVING_PREFIX = ".saving-"
 DELETING_PREFIX = ".deleting-"
 NAME = re.compile(r"checkpoint-(\d+)")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-TORCH_WRITER = "inline_container"
-"""The file of torch's zip writer, which its errors begin with; they are plain `RuntimeError`s."""
+SAFETENSORS_WRITER = "while serializing"
+TORCH_WRITER = ("inline_container", "basic_ios::clear")
+"""What the messages of torch's zip writer hold; they are plain `RuntimeError`s."""
 
 
 @contextmanager
@@ -63,9 +64,11 @@ def telling_of_a_full_disk(path: Path) -> Iterator[None]:
             raise
         raise _not_written(path, os.strerror(error.errno)) from error
     except SafetensorError as error:
+        if SAFETENSORS_WRITER not in str(error):
+            raise
         raise _not_written(path, str(error)) from error
     except RuntimeError as error:
-        if TORCH_WRITER not in str(error):
+        if not any(part in str(error) for part in TORCH_WRITER):
             raise
         raise _not_written(path, "torch could not write all of its file, as on a full disk") from error
 
@@ -121,7 +124,7 @@ def is_complete(folder: Path) -> bool:
     try:
         files = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
