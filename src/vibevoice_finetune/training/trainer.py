@@ -357,17 +357,17 @@ class FinetuneTrainer(Trainer):
         self._load_parameters(folder)
         self.guard.load_state_dict(json.loads((folder / GUARD_FILE).read_text(encoding="utf-8")))
         if self.ema is not None:
-            self.ema.load_state_dict(load_file(folder / EMA_FILE, device=str(self.args.device)))
+            self.ema.load_state_dict(load_file(folder / EMA_FILE))
 
     def _load_best_model(self) -> None:
         folder = Path(str(self.state.best_model_checkpoint))
         self._load_parameters(folder)
         if self.ema is not None:
-            self.ema.load_state_dict(load_file(folder / EMA_FILE, device=str(self.args.device)))
+            self.ema.load_state_dict(load_file(folder / EMA_FILE))
 
     @torch.no_grad()
     def _load_parameters(self, folder: Path) -> None:
-        state = load_file(folder / TRAINABLE_FILE, device=str(self.args.device))
+        state = load_file(folder / TRAINABLE_FILE)  # copied from there: safetensors knows no device called "cpu:0"
         assert set(state) == set(self.parameters), f"{folder}: a checkpoint of other parameters"
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
