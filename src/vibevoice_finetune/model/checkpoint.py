@@ -14,7 +14,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -173,7 +172,7 @@ def load_for_generation(
 
 
 class SpeechEncoders:
-    """The acoustic and the semantic encoder, and nothing else of a model; a `data.encode.SpeechEncoder`.
+    """The acoustic and the semantic encoder, and nothing else of a model.
 
     Attributes:
         hop_length: samples a frame.
@@ -185,19 +184,12 @@ class SpeechEncoders:
         self,
         acoustic: VibeVoiceAcousticTokenizerEncoderModel,
         semantic: VibeVoiceAcousticTokenizerEncoderModel,
-        checkpoint: Checkpoint,
     ) -> None:
         self._acoustic = acoustic.requires_grad_(False)
         self._semantic = semantic.requires_grad_(False)
-        self._checkpoint = checkpoint
         self.hop_length: int = acoustic.config.hop_length
         self.acoustic_dim: int = acoustic.config.hidden_size
         self.semantic_dim: int = semantic.config.hidden_size
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the numbers that `encode` returns."""
-        return latent_fingerprint(self._checkpoint, self._acoustic.dtype)
 
     @torch.no_grad()
     def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
@@ -232,7 +224,7 @@ def load_encoders(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
         _load(VibeVoiceAcousticTokenizerEncoderModel, config, _without_prefix(index, prefix), dtype, device)
         for prefix, config in configs.items()
     )
-    return SpeechEncoders(acoustic_model, semantic_model, checkpoint)
+    return SpeechEncoders(acoustic_model, semantic_model)
 
 
 def latent_fingerprint(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
