@@ -67,6 +67,7 @@ ROOMS = (
     "training.metrics",
     "training.trainer",
     "training.preparation",
+    "training.memory",
     "training.report",
     "training.run",
     "generation",

@@ -166,7 +166,7 @@ def test_resume_continues_and_a_taken_folder_is_refused(line, tmp_path, capsys):
     assert main(["train", *short]) == 0
     assert main(["train", *short]) == 2
     assert "holds a finished run" in capsys.readouterr().err
-    assert main(["train", *short, "--max_steps", "4", "--resume_from_checkpoint", "True"]) == 0
+    assert main(["train", *short, "--max_steps", "4", "--resume_from_checkpoint", "True", "--allow_changed_run"]) == 0
     assert "going on from" in capsys.readouterr().err.replace("\n", " ")
     assert [log["step"] for log in logs(tmp_path / "out") if "loss" in log] == [1, 2, 3, 4]
 
@@ -298,3 +298,32 @@ def test_what_does_not_fit_the_model_is_refused(extra, message, line, capsys, tm
     assert main(["train", *line(extra)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "lora").exists()
+
+
+def test_out_of_memory_leaves_a_resumable_checkpoint_and_says_which_flags_help(line, tmp_path, capsys, monkeypatch):
+    plain = run.FinetuneTrainer.compute_loss
+
+    def full(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(run.FinetuneTrainer, "compute_loss", full)
+    words = line("--max_steps 3")
+    assert main(["train", *words]) == 2
+    message = capsys.readouterr().err
+    assert "memory does not suffice: step 2 was saved" in message
+    assert "--per_device_train_batch_size 1" in message
+    monkeypatch.undo()
+    assert main(["train", *words, "--resume_from_checkpoint", "True"]) == 0
+    assert [log["step"] for log in logs(tmp_path / "out") if "loss" in log] == [1, 2, 3]
+
+
+def test_a_changed_run_is_refused_and_changes_nothing(line, tmp_path, capsys):
+    words = line("--save_strategy steps --save_steps 1")
+    assert main(["train", *words]) == 0
+    before = (tmp_path / "out" / "arguments.yaml").read_text()
+    changed = [*words, "--resume_from_checkpoint", "True", "--learning_rate", "1e-3"]
+    assert main(["train", *changed]) == 2
+    assert "--learning_rate 5e-05 → 0.001" in capsys.readouterr().err
+    assert (tmp_path / "out" / "arguments.yaml").read_text() == before

@@ -64,6 +64,7 @@ class ModelSize:
         intermediate: I of the language model.
         layers: of the language model.
         heads: attention heads.
+        key_value: width of the keys, and of the values, before they are repeated for all heads.
         vocab: V.
         head_intermediate: I of the diffusion head.
         head_layers: of the diffusion head.
@@ -80,6 +81,7 @@ class ModelSize:
     intermediate: int
     layers: int
     heads: int
+    key_value: int
     vocab: int
     head_intermediate: int
     head_layers: int
@@ -106,11 +108,13 @@ class Recipe:
         head: what of the diffusion head is trained.
         train_connectors: whether both connectors are trained.
         checkpointing: whether the language model recomputes its layers in the backward pass.
+        attention: its attention: "sdpa", "eager" or "flash_attention_2".
         optimizer: value of `--optim`.
         ema: whether an average of the trained weights is kept.
         draws: K.
-        accumulates: whether an optimizer step has more than one micro-batch, so that gradients outlive one.
+        accumulation: micro-batches of an optimizer step.
         processes: processes that train together.
+        max_tokens: value of `--max_tokens_per_batch`.
     """
 
     device: str
@@ -122,11 +126,13 @@ class Recipe:
     head: Head
     train_connectors: bool
     checkpointing: bool
+    attention: str
     optimizer: str
     ema: bool
     draws: int
-    accumulates: bool
+    accumulation: int
     processes: int
+    max_tokens: int | None = None
 
     @property
     def activation(self) -> int:
@@ -181,6 +187,7 @@ def measure(config: VibeVoiceConfig) -> ModelSize:
         intermediate=text.intermediate_size,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,
+        key_value=language_model[names.LANGUAGE_MODEL + "layers.0.self_attn.k_proj"][0],
         vocab=text.vocab_size,
         head_intermediate=head.intermediate_size,
         head_layers=head.num_hidden_layers,
@@ -226,7 +233,6 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     """What one layer of the language model keeps for the backward pass."""
     a, d, i = recipe.activation, size.hidden, size.intermediate
     norms = 2 * FLOAT32 * d
-    attention = a * 4 * d + FLOAT32 * size.heads  # queries, keys and values of all heads, output; and its log-sums
     feed_forward = 3 * a * i  # what enters the activation function, what leaves it, what it is multiplied with
     targeted = {
         name.rpartition(".")[2]: _lora_bytes(recipe, columns)
@@ -238,9 +244,7 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
         # Without a cast and without dropout, LoRA reads tensors of which one copy is kept.
         lora -= FLOAT32 * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + ("o_proj" in targeted))
         lora -= FLOAT32 * d * _doubles(targeted, ("gate_proj", "up_proj"))
-    # The block-diagonal mask of packed rows, made anew in each layer.
-    mask = a * batch.tokens if batch.rows > 1 else 0
-    return batch.tokens * (norms + attention + feed_forward + lora + mask)
+    return batch.tokens * (norms + _attention_bytes(size, recipe, batch) + feed_forward + lora)
 
 
 def language_model_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
@@ -270,8 +274,8 @@ def head_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
 
 
 def logits_bytes(size: ModelSize, batch: MicroBatch) -> float:
-    """The largest moment of the text loss: a chunk's logits, their logarithms, and the gradient of both, float32."""
-    return 3 * FLOAT32 * min(batch.labels, LOGITS_CHUNK) * size.vocab
+    """The largest moment of the text loss: a chunk's logits and their gradient in bf16, and one float32 in between."""
+    return 2 * FLOAT32 * min(batch.labels, LOGITS_CHUNK) * size.vocab
 
 
 def backward_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
@@ -285,6 +289,20 @@ def backward_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
 def encoding_bytes(size: ModelSize) -> float:
     """Both speech encoders in float32 with a batch in them, before training."""
     return FLOAT32 * size.encoders + ENCODING_BYTES
+
+
+def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
+    """What attention keeps of a token: queries, keys, values and the output; and what lies between them."""
+    a, d = recipe.activation, size.hidden
+    if recipe.attention == "flash_attention_2":
+        return a * (2 * d + 2 * size.key_value) + FLOAT32 * size.heads
+    if recipe.attention == "eager":
+        # All scores after the softmax, in float32 and, for the product with the values, in the dtype of those.
+        scores = FLOAT32 + (a if recipe.bf16 else 0)
+        return a * 4 * d + scores * size.heads * batch.tokens
+    # The block-diagonal mask of packed rows, made anew in each layer; with it, keys and values of all heads.
+    mask = a * batch.tokens if batch.rows > 1 else 0
+    return a * 4 * d + FLOAT32 * size.heads + mask
 
 
 def _lora_bytes(recipe: Recipe, columns: int) -> int:

@@ -1,46 +1,36 @@
-"""What fits: the peak memory of a training, what makes it up, and which flags to change where it is too much.
+"""What fits: the peak memory of a training, what it is made of, and which flags to change where it is too much.
 
-Why: a run that does not fit should say so before it downloads 18 GB, and one that broke off should say what would help.
-In: a parsed command line and, if they are known, its rows. Out: an `Estimate`, which prints as a line for the start-up
-report and as advice.
+Why: a run that cannot fit should say so before it downloads 18 GB, and one that broke off should say what would help.
+In come a parsed command line and rows (or what is assumed of them), out goes an `Estimate`: a line for the start-up
+report, advice, and what fits on common GPUs. The counting itself is in `training/footprint.py`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-import numpy as np
+import torch
+from transformers.training_args import OptimizerNames
 
 from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.data.plan import PlannedRow
 from vibevoice_finetune.data.sampler import RowBatches, TokenBatches
-from vibevoice_finetune.training.footprint import (
-    FLOAT32,
-    MicroBatch,
-    ModelSize,
-    Recipe,
-    backward_bytes,
-    encoding_bytes,
-    head_bytes,
-    language_model_bytes,
-    logits_bytes,
-    measure,
-    optimizer_bytes,
-    trained_numbers,
-    weight_bytes,
-)
+from vibevoice_finetune.training import footprint
+from vibevoice_finetune.training.footprint import FLOAT32, MicroBatch, ModelSize, Recipe
 from vibevoice_finetune.training.preparation import Prepared
 
 CARDS_GIB = (8, 12, 16, 24, 48, 80)
 """Memory of common GPUs."""
 
 RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.5e9}
-"""What is in use before the first tensor: the CUDA context with its kernels; Python with its libraries."""
+"""In use before the first tensor: the CUDA context with its kernels; Python with its libraries."""
 
 USABLE = 0.95
 """Share of a card that can be filled before its allocator finds no piece that is large enough."""
 
-MAX_ROWS_LOOKED_AT = 1_000_000
+MAX_BATCHES_LOOKED_AT = 200_000
 GIB = 2**30
 
 
@@ -60,58 +50,246 @@ class Estimate:
         size: of the model.
         recipe: how it is trained.
         batch: the micro-batch that needs the most.
-        parts: what is in memory at the peak.
-        encoding: bytes while audio is encoded, before the model is loaded; zero if nothing is.
+        parts: what is in memory at the peak of the training.
+        encoding: bytes while audio is encoded, before the model is loaded; zero if none is.
+        available: bytes that the device has; None if it is not known.
     """
 
     size: ModelSize
     recipe: Recipe
     batch: MicroBatch
     parts: tuple[Part, ...]
-    encoding: float
+    encoding: float = 0.0
+    available: float | None = None
 
     @property
     def training(self) -> float:
-        """Bytes at the peak of training."""
+        """Bytes at the peak of the training."""
         return sum(part.bytes for part in self.parts)
 
     @property
-    def total_bytes(self) -> float:
+    def peak(self) -> float:
         """Bytes at the peak of the whole run."""
         return max(self.training, self.encoding)
 
-    def fits(self, card_gib: float) -> bool:
-        """Whether a GPU of this size suffices."""
-        return self.total_bytes <= USABLE * card_gib * GIB
+    def fits(self, available: float) -> bool:
+        """Whether a device with so many bytes suffices."""
+        return self.peak <= USABLE * available
 
     def line(self) -> str:
-        """For the start-up report."""
+        """For the start-up report: ``about 11.9 GB of 25.8 GB: frozen weights 3.2, … (8 rows, 1,840 tokens)``."""
         parts = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in self.parts if part.bytes >= 5e7)
-        return f"about {self.total_bytes / 1e9:.1f} GB at the peak ({parts}; {describe(self.batch)})"
+        of = f" of {gigabytes(self.available)}" if self.available else ""
+        tight = "; may not fit" if self.available and not self.fits(self.available) else ""
+        size = f"{self.batch.rows:,} rows, {self.batch.tokens:,} tokens"
+        return f"about {gigabytes(self.peak)}{of}: {parts} ({size}){tight}"
 
     def advice(self) -> list[str]:
-        """Flags that lower the peak, the one with the largest effect first, each with what it would leave."""
-        found = [(change, change.apply(self)) for change in CHANGES]
-        helping = [(change, then) for change, then in found if then is not None and self.saves(then)]
-        helping.sort(key=lambda pair: pair[1].total_bytes)
-        return [
-            f"{change.flags(then)}: about {then.total_bytes / 1e9:.1f} GB instead of {self.total_bytes / 1e9:.1f}"
-            for change, then in helping
-        ]
+        """Flags that lower the peak by a hundredth or more, the one with the largest effect first."""
+        found = [(flag, then) for flag, then in _changes(self) if then.peak < 0.99 * self.peak]
+        found.sort(key=lambda change: change[1].peak)
+        return [f"{flag}: about {gigabytes(then.peak)} instead of {gigabytes(self.peak)}" for flag, then in found]
 
-    def saves(self, other: "Estimate") -> bool:
-        """Whether the other needs noticeably less, a hundredth or more."""
-        return other.total_bytes < 0.99 * self.total_bytes
+    def to_fit(self, available: float) -> tuple[str, ...] | None:
+        """The flags that make it fit, least harmful first; empty if it fits as it is, None if nothing suffices."""
+        now, chosen = self, dict[str, str]()
+        while not now.fits(available):
+            change = next(((flag, then) for flag, then in _changes(now) if then.peak < 0.99 * now.peak), None)
+            if change is None:
+                return None
+            flag, now = change
+            chosen[flag.split()[0]] = flag
+        return tuple(chosen.values())
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change of flags that lowers memory.
+def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: bool) -> Estimate:
+    """Account for the moment at which a training step needs the most.
 
-    Attributes:
-        flags: how the user writes it, given the estimate after it.
-        apply: the estimate after it, or None where it does not apply.
+    Three moments are compared: the text loss, when all activations are kept; the backward pass of the language model,
+    when the diffusion head's gradients are there and its activations are gone; the optimizer's step.
     """
+    trained = footprint.trained_numbers(size, recipe)
+    gradients = FLOAT32 * trained * (2 if recipe.processes > 1 else 1)  # and the buckets that are exchanged
+    # Under autocast every trained matrix has a bf16 copy from its first use to the end of the backward pass.
+    copies = footprint.BF16 * trained if recipe.bf16 else 0
+    language_model = footprint.language_model_bytes(size, recipe, batch)
+    head = footprint.head_bytes(size, recipe, batch)
+    unfused = recipe.device == "cuda" and recipe.optimizer == OptimizerNames.ADAMW_TORCH
+    moments = (
+        (
+            gradients if recipe.accumulation > 1 else 0,
+            language_model + head + copies,
+            footprint.logits_bytes(size, batch),
+        ),
+        (gradients, language_model + copies, footprint.backward_bytes(size, recipe, batch)),
+        (gradients, 0.0, FLOAT32 * trained if unfused else 0.0),
+    )
+    gradients_then, activations, workspace = max(moments, key=sum)
+    runtime = RUNTIME_BYTES.get(recipe.device, RUNTIME_BYTES["cuda"])
+    parts = (
+        Part("frozen weights", footprint.weight_bytes(size, recipe)),
+        Part("trained weights", FLOAT32 * trained),
+        Part("optimizer", footprint.optimizer_bytes(recipe) * trained),
+        Part("moving average", FLOAT32 * trained if recipe.ema else 0),
+        Part("gradients", gradients_then),
+        Part("activations", activations),
+        Part("work space", workspace),
+        Part("runtime", runtime),
+    )
+    encoding = footprint.encoding_bytes(size) + runtime if encodes else 0.0
+    return Estimate(size, recipe, batch, parts, encoding)
 
-    flags: Callable[[Estimate], str]
-    apply: Callable[[Estimate], Estimate | None]
+
+def estimate_for(arguments: Arguments, prepared: Prepared) -> Estimate:
+    """The estimate for a run whose rows are known and whose model is about to be loaded.
+
+    Args:
+        arguments: the parsed command line.
+        prepared: what `prepare` made of it.
+    """
+    rows = prepared.train_set or prepared.eval_set
+    assert rows is not None, "neither training nor evaluation"
+    device = arguments.loop.device
+    found = largest(
+        footprint.measure(prepared.checkpoint.config),
+        recipe_of(arguments, device.type),
+        micro_batches(arguments, rows.rows),
+        encodes=prepared.filled is not None and prepared.filled.encoded > 0,
+    )
+    return replace(found, available=device_bytes(device))
+
+
+def largest(size: ModelSize, recipe: Recipe, batches: Iterator[MicroBatch], *, encodes: bool) -> Estimate:
+    """The estimate for the micro-batch that needs the most; that is the one with most tokens, or with most frames."""
+    longest = most_frames = next(batches)
+    for batch in batches:
+        longest = max(longest, batch, key=lambda one: one.tokens)
+        most_frames = max(most_frames, batch, key=lambda one: one.frames)
+    found = [estimate(size, recipe, batch, encodes=encodes) for batch in (longest, most_frames)]
+    return max(found, key=lambda one: one.peak)
+
+
+def recipe_of(arguments: Arguments, device: str) -> Recipe:
+    """What of a command line memory depends on.
+
+    Args:
+        arguments: the parsed command line.
+        device: "cuda" or "cpu".
+    """
+    model, loop = arguments.model, arguments.loop
+    return Recipe(
+        device=device,
+        bf16=loop.bf16,
+        quantised_bits=model.quantised_bits,
+        lora_r=model.lora_r,
+        lora_dropout=model.lora_dropout,
+        lora_targets=model.target_modules,
+        head="full" if model.train_diffusion_head else "lora" if model.lora_wrap_diffusion_head else "frozen",
+        train_connectors=model.train_connectors,
+        checkpointing=bool(loop.activation_checkpointing),
+        attention=model.attention(device),
+        optimizer=OptimizerNames(loop.optim).value,
+        ema=loop.ema_decay > 0,
+        draws=loop.ddpm_batch_mul,
+        accumulation=loop.gradient_accumulation_steps,
+        processes=loop.world_size,
+        max_tokens=arguments.data.max_tokens_per_batch,
+    )
+
+
+def micro_batches(arguments: Arguments, rows: Sequence[PlannedRow]) -> Iterator[MicroBatch]:
+    """The micro-batches that the trainer will make, of all processes and epochs (or as many as are looked at)."""
+    return islice(_all_batches(arguments, rows), MAX_BATCHES_LOOKED_AT)
+
+
+def optimizer_steps(arguments: Arguments, rows: Sequence[PlannedRow]) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of an epoch."""
+    loop = arguments.loop
+    an_epoch = math.ceil(len(_sampler(arguments, rows, rank=0)) / loop.gradient_accumulation_steps)
+    return (loop.max_steps if loop.max_steps > 0 else math.ceil(loop.num_train_epochs * an_epoch)), an_epoch
+
+
+def device_bytes(device: torch.device) -> float:
+    """Memory of a device; of a processor, the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def gigabytes(size: float) -> str:
+    """A size as a person reads it.
+
+    >>> gigabytes(11_870_000_000)
+    '11.9 GB'
+    """
+    return f"{size / 1e9:.1f} GB"
+
+
+def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow]) -> Iterator[MicroBatch]:
+    total, an_epoch = optimizer_steps(arguments, rows)
+    samplers = [_sampler(arguments, rows, rank) for rank in range(arguments.loop.world_size)]
+    for epoch in range(math.ceil(total / an_epoch)):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+            for draws in sampler:
+                chosen = [rows[draw.row] for draw in draws]
+                tokens, frames = sum(row.num_tokens for row in chosen), sum(row.target_frames for row in chosen)
+                yield MicroBatch(len(chosen), tokens, frames, labels=tokens - frames)
+
+
+def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int) -> RowBatches | TokenBatches:
+    """The trainer's own order of one process."""
+    loop, max_tokens = arguments.loop, arguments.data.max_tokens_per_batch
+    if max_tokens is not None:
+        lengths = [row.num_tokens for row in rows]
+        return TokenBatches(lengths, max_tokens, seed=loop.draw_seed, rank=rank, world_size=loop.world_size)
+    return RowBatches(
+        len(rows), loop.per_device_train_batch_size, seed=loop.draw_seed, rank=rank, world_size=loop.world_size
+    )
+
+
+def _changes(now: Estimate) -> Iterator[tuple[str, Estimate]]:
+    """What could be changed, as flags and the estimate after them; what costs least in result and time, first."""
+    recipe, rows = now.recipe, now.batch.rows
+    if not recipe.bf16:
+        yield "--bf16 True", _again(now, replace(recipe, bf16=True))
+    if rows > 2:
+        yield _halved(now)
+    if not recipe.checkpointing:
+        yield "--gradient_checkpointing True", _again(now, replace(recipe, checkpointing=True))
+    if rows == 2:
+        yield _halved(now)
+    if recipe.quantised_bits is None:
+        yield "--load_in_4bit True", _again(now, replace(recipe, quantised_bits=4))
+    if recipe.head == "full" and recipe.device == "cuda" and footprint.optimizer_bytes(recipe) > 4:
+        yield "--optim adamw_bnb_8bit", _again(now, replace(recipe, optimizer="adamw_bnb_8bit"))
+    if recipe.ema:
+        yield "--ema_decay 0", _again(now, replace(recipe, ema=False))
+    if recipe.draws > 1:
+        yield "--ddpm_batch_mul 1", _again(now, replace(recipe, draws=1))
+    if recipe.head == "full":
+        flag = "--lora_wrap_diffusion_head True instead of --train_diffusion_head"
+        yield flag, _again(now, replace(recipe, head="lora"))
+
+
+def _again(now: Estimate, recipe: Recipe) -> Estimate:
+    changed = estimate(now.size, recipe, now.batch, encodes=now.encoding > 0)
+    return replace(changed, available=now.available)
+
+
+def _halved(now: Estimate) -> tuple[str, Estimate]:
+    """Half of the micro-batch and twice as many of them: the same step."""
+    recipe, batch = now.recipe, now.batch
+    rows = math.ceil(batch.rows / 2)
+    smaller = MicroBatch(
+        rows, *(math.ceil(number * rows / batch.rows) for number in (batch.tokens, batch.frames, batch.labels))
+    )
+    accumulation = 2 * recipe.accumulation
+    flag = f"--per_device_train_batch_size {rows}"
+    if recipe.max_tokens is not None:
+        flag = f"--max_tokens_per_batch {math.ceil(recipe.max_tokens / 2)}"
+    changed = replace(
+        recipe, accumulation=accumulation, max_tokens=recipe.max_tokens and math.ceil(recipe.max_tokens / 2)
+    )
+    flag += f" with --gradient_accumulation_steps {accumulation}"
+    return flag, _again(replace(now, batch=smaller), changed)

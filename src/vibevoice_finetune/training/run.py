@@ -34,6 +34,7 @@ from vibevoice_finetune.model.portable import save_adapter
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.training import checkpoints
 from vibevoice_finetune.training.identity import check_same_run, identity
+from vibevoice_finetune.training.memory import Estimate, estimate_for
 from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
 from vibevoice_finetune.training.report import print_report
 from vibevoice_finetune.training.trainer import IDENTITY_FILE, FinetuneTrainer
@@ -57,10 +58,16 @@ def train(words: Sequence[str]) -> None:
     prepared = prepare(arguments)
     if prepared.filled is not None:
         console.print(prepared.filled.summary(), highlight=False)
+    base_fingerprint = model_fingerprint(prepared.checkpoint)
+    this_run = identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set)
+    if resume is not None and not loop.allow_changed_run:
+        check_same_run(json.loads((resume / IDENTITY_FILE).read_text(encoding="utf-8")), this_run, str(resume))
+    expected = estimate_for(arguments, prepared) if loop.do_train else None
+    if expected is not None:
+        console.print(f"memory {expected.line()}", highlight=False)
     objective, plan = build(arguments, prepared)
     if loop.process_index == 0:
         write_settings(arguments, output_dir)
-    base_fingerprint = model_fingerprint(prepared.checkpoint)
     export = exporter(arguments, prepared, objective, plan, base_fingerprint)
     if loop.debug_save:
         export(output_dir / "debug_initial")
@@ -70,15 +77,14 @@ def train(words: Sequence[str]) -> None:
         prepared.train_set,
         prepared.eval_set,
         export,
-        identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set),
+        this_run,
         arguments.data.max_tokens_per_batch,
     )
-    if resume is not None and not loop.allow_changed_run:
-        check_same_run(json.loads((resume / IDENTITY_FILE).read_text(encoding="utf-8")), trainer.identity, str(resume))
     max_steps, steps_per_epoch = trainer.count_steps()
     print_report(console, arguments, prepared, objective.model, max_steps, steps_per_epoch)
-    if loop.do_train:
-        run_training(trainer, output_dir, resume, console)
+    if expected is not None:
+        run_training(trainer, output_dir, resume, expected)
+        console.print(f"the result is {output_dir / RESULT}", highlight=False)
     if loop.do_eval and not trainer.has_evaluated_last_step():
         trainer.evaluate()
     if loop.do_eval:
@@ -181,8 +187,14 @@ def exporter(
     return export
 
 
-def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None, console: Console) -> None:
+def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None, expected: Estimate) -> None:
     """Train to the end and write the result.
+
+    Args:
+        trainer: ready to train.
+        output_dir: of the run.
+        resume: the checkpoint to go on from.
+        expected: the memory that was predicted; knows which flags would lower it.
 
     Raises:
         StoppedRun: SIGTERM or SIGINT came; the run was saved.
@@ -194,7 +206,10 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
         with trainer.stop.listening(), checkpoints.telling_of_a_full_disk(output_dir):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"the device's memory does not suffice: {trainer.leave_resumable()}") from error
+        advice = "".join(f"\n  {line}" for line in expected.advice())
+        raise UserError(
+            f"the device's memory does not suffice: {trainer.leave_resumable()} What would lower it:{advice}"
+        ) from error
     if trainer.must_stop():
         raise StoppedRun(
             f"stopped by {trainer.stop.signal_name or 'a signal'} after step {trainer.state.global_step}; "
@@ -203,7 +218,6 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
     if trainer.args.should_save:
         with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
             trainer.export(output_dir / RESULT)
-    console.print(f"the result is {output_dir / RESULT}", highlight=False)
 
 
 def write_settings(arguments: Arguments, output_dir: Path) -> None:
