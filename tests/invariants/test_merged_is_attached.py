@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import VibeVoiceForConditionalGeneration
 
 from tests.invariants.listening import Heard, run
 from vibevoice_finetune.data.scripts import Script, script_from_text
+from vibevoice_finetune.export import ExportRequest, export
+from vibevoice_finetune.export import ExportRequest, export
 from vibevoice_finetune.generation import (
     Generation,
     GenerationRequest,
@@ -23,6 +26,8 @@ from vibevoice_finetune.generation import (
 from vibevoice_finetune.model.adapter_info import AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, has_lora, merge, trainable_parameters
 from vibevoice_finetune.model.checkpoint import model_fingerprint, open_checkpoint
+from vibevoice_finetune.model.configs import Layout
+from vibevoice_finetune.model.configs import Layout
 from vibevoice_finetune.model.portable import save_adapter
 
 TOLERANCE = 1e-4
@@ -48,11 +53,11 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A base model, an adapter of it, and the model as it was when the adapter was saved."""
+    """A base model, an adapter of it, and what was heard of the model as it was when the adapter was saved."""
 
     base: ModelSource
     folder: Path
-    model: SpeechModel
+    said: tuple[Generation, Heard]
 
 
 def loaded(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechModel:
@@ -67,8 +72,63 @@ def merged_in_memory(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechM
     return speaker
 
 
+def merged_into_a_folder(base: ModelSource, folder: Path, tmp_path: Path, layout: Layout) -> Path:
+    merged = tmp_path / "merged"
+    export(
+        ExportRequest(
+            base.name_or_path,
+            merged,
+            adapter=folder,
+            layout=layout,
+            processor_name_or_path=base.processor_name_or_path,
+        )
+    )
+    return merged
+
+
+def merged_original(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechModel:
+    merged = merged_into_a_folder(base, folder, tmp_path, Layout.ORIGINAL)
+    return load_speech_model(replace(base, name_or_path=str(merged)))
+
+
+def merged_native(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechModel:
+    """With the text tokenizer that lies in the folder."""
+    merged = merged_into_a_folder(base, folder, tmp_path, Layout.NATIVE)
+    return load_speech_model(replace(base, name_or_path=str(merged), processor_name_or_path=None))
+
+
+def merged_native_by_transformers(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechModel:
+    """Read by transformers alone, as another program would."""
+    ours = merged_native(base, folder, tmp_path)
+    model = VibeVoiceForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    return replace(ours, model=model)
+
+
+def merged_on_disk(layout: Layout) -> "Way":
+    """Through the command `merge`'s function: a whole model in the other program's layout, loaded without adapter."""
+
+    def load(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechModel:
+        request = ExportRequest(
+            base.name_or_path,
+            tmp_path / "merged",
+            adapter=folder,
+            layout=layout,
+            processor_name_or_path=base.processor_name_or_path,
+        )
+        assert export(request).num_merged > 0
+        return load_speech_model(replace(base, name_or_path=str(request.output), processor_name_or_path=None))
+
+    return load
+
+
 Way = Callable[[ModelSource, Path, Path], SpeechModel]
-WAYS: dict[str, Way] = {"loaded": loaded, "merged in memory": merged_in_memory}
+WAYS: dict[str, Way] = {
+    "loaded": loaded,
+    "merged in memory": merged_in_memory,
+    "merged, original layout": merged_original,
+    "merged, native layout": merged_native,
+    "merged, native layout, transformers alone": merged_native_by_transformers,
+}
 
 
 @pytest.fixture(scope="module", params=list(PLANS))
@@ -89,7 +149,7 @@ def trained(request: pytest.FixtureRequest, golden_dir: Path, tmp_path_factory: 
     folder = tmp_path_factory.mktemp("adapter") / "lora"
     fingerprint = model_fingerprint(open_checkpoint(base.name_or_path))
     save_adapter(speaker.model, plan, folder, AdapterInfo(base.name_or_path, fingerprint, expects_voice_prompt=False))
-    return Trained(base, folder, speaker)
+    return Trained(base, folder, speak(speaker))
 
 
 def speak(speaker: SpeechModel) -> tuple[Generation, Heard]:
@@ -118,13 +178,13 @@ def chosen(heard: Heard) -> list[list[int]]:
 @pytest.mark.parametrize("way", list(WAYS))
 def test_every_way_in_leads_to_the_same_model(trained: Trained, way: str, tmp_path: Path) -> None:
     speaker = WAYS[way](trained.base, trained.folder, tmp_path)
-    assert_same(speak(speaker), speak(trained.model), TOLERANCE)
+    assert_same(speak(speaker), trained.said, TOLERANCE)
 
 
 def test_the_adapter_matters(trained: Trained) -> None:
     """Else the comparison above would compare the base model with itself."""
     with pytest.raises(AssertionError):
-        assert_same(speak(load_speech_model(trained.base)), speak(trained.model), 100 * TOLERANCE)
+        assert_same(speak(load_speech_model(trained.base)), trained.said, 100 * TOLERANCE)
 
 
 def test_at_scale_0_it_is_the_base_bit_for_bit(trained: Trained) -> None:
