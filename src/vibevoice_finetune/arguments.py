@@ -7,6 +7,7 @@ transformers' `TrainingArguments`, and the losses). A combination that cannot be
 
 import difflib
 import importlib.util
+import os
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -258,6 +259,7 @@ class FinetuneArguments(TrainingArguments):
             raise ArgumentError("--output_dir is missing: the folder that the result goes to.")
         if self.fp16:
             raise ArgumentError("--fp16: VibeVoice overflows in float16; use --bf16 True, or neither for float32.")
+        self._check_launcher()
         if self.warmup_ratio and self.warmup_steps not in (0, self.warmup_ratio):
             raise ArgumentError("--warmup_ratio and --warmup_steps exclude each other; leave one of the two out.")
         _check_share("--warmup_ratio", self.warmup_ratio)
@@ -269,6 +271,21 @@ class FinetuneArguments(TrainingArguments):
         for name in ("diffusion_loss_weight", "ce_loss_weight", "control_loss_weight"):
             weight = getattr(self, name)
             _check(f"--{name}", weight, weight >= 0, "at least 0")
+
+    def _check_launcher(self) -> None:
+        """Refuse what would split the weights: checkpoints are written from whole tensors, and on CPUs DDP would run."""
+        asked = {
+            "--fsdp": self.fsdp,
+            "--deepspeed": self.deepspeed,
+            "accelerate's FSDP": os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
+            "accelerate's DeepSpeed": os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
+        }
+        for name in [name for name, value in asked.items() if value]:
+            raise ArgumentError(
+                f"{name}: weights are not split over processes: each holds the frozen model whole and gradients are "
+                "averaged (DDP). Leave it out and start with torchrun; if the model does not fit, use --bf16 True, "
+                "--load_in_4bit or --activation_checkpointing."
+            )
 
     @property
     def evaluates(self) -> bool:
