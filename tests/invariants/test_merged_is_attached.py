@@ -15,7 +15,6 @@ from transformers import VibeVoiceForConditionalGeneration
 from tests.invariants.listening import Heard, run
 from vibevoice_finetune.data.scripts import Script, script_from_text
 from vibevoice_finetune.export import ExportRequest, export
-from vibevoice_finetune.export import ExportRequest, export
 from vibevoice_finetune.generation import (
     Generation,
     GenerationRequest,
@@ -26,7 +25,6 @@ from vibevoice_finetune.generation import (
 from vibevoice_finetune.model.adapter_info import AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, has_lora, merge, trainable_parameters
 from vibevoice_finetune.model.checkpoint import model_fingerprint, open_checkpoint
-from vibevoice_finetune.model.configs import Layout
 from vibevoice_finetune.model.configs import Layout
 from vibevoice_finetune.model.portable import save_adapter
 
@@ -102,23 +100,6 @@ def merged_native_by_transformers(base: ModelSource, folder: Path, tmp_path: Pat
     ours = merged_native(base, folder, tmp_path)
     model = VibeVoiceForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     return replace(ours, model=model)
-
-
-def merged_on_disk(layout: Layout) -> "Way":
-    """Through the command `merge`'s function: a whole model in the other program's layout, loaded without adapter."""
-
-    def load(base: ModelSource, folder: Path, tmp_path: Path) -> SpeechModel:
-        request = ExportRequest(
-            base.name_or_path,
-            tmp_path / "merged",
-            adapter=folder,
-            layout=layout,
-            processor_name_or_path=base.processor_name_or_path,
-        )
-        assert export(request).num_merged > 0
-        return load_speech_model(replace(base, name_or_path=str(request.output), processor_name_or_path=None))
-
-    return load
 
 
 Way = Callable[[ModelSource, Path, Path], SpeechModel]
