@@ -274,18 +274,12 @@ class FinetuneArguments(TrainingArguments):
 
     def _check_launcher(self) -> None:
         """Refuse what would split the weights: checkpoints are written from whole tensors, and on CPUs DDP would run."""
-        asked = {
-            "--fsdp": self.fsdp,
-            "--deepspeed": self.deepspeed,
-            "accelerate's FSDP": os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
-            "accelerate's DeepSpeed": os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
-        }
-        for name in [name for name, value in asked.items() if value]:
-            raise ArgumentError(
-                f"{name}: weights are not split over processes: each holds the frozen model whole and gradients are "
-                "averaged (DDP). Leave it out and start with torchrun; if the model does not fit, use --bf16 True, "
-                "--load_in_4bit or --activation_checkpointing."
-            )
+        for name, flag in (("fsdp", self.fsdp), ("deepspeed", self.deepspeed)):
+            if flag or os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
+                raise ArgumentError(
+                    f"--{name} (or accelerate's): weights are not split over processes, each holds the model whole "
+                    "(DDP). Start with torchrun; if it does not fit: --bf16 True, --load_in_4bit True."
+                )
 
     @property
     def evaluates(self) -> bool:
