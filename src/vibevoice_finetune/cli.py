@@ -39,6 +39,7 @@ class Command:
 COMMANDS = (
     Command("train", "training.run:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("encode", "training.run:encode", "fill the latent store of a data set, without training"),
+    Command("estimate", "estimate:run", "say what memory a training needs, and which GPUs it fits"),
     Command("generate", "generate_command:generate_files", "say a text with a model, with or without an adapter"),
     Command("inspect", "export_command:inspect", "say what is inside an adapter or a model, and who can load it"),
     Command("merge", "export_command:merge", "put an adapter into its base model; writes a whole model"),

@@ -7,9 +7,10 @@ report, advice, and what fits on common GPUs. The counting itself is in `trainin
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from transformers.training_args import OptimizerNames
@@ -86,20 +87,27 @@ class Estimate:
 
     def advice(self) -> list[str]:
         """Flags that lower the peak by a hundredth or more, the one with the largest effect first."""
-        found = [(flag, then) for flag, then in _changes(self) if then.peak < 0.99 * self.peak]
-        found.sort(key=lambda change: change[1].peak)
-        return [f"{flag}: about {gigabytes(then.peak)} instead of {gigabytes(self.peak)}" for flag, then in found]
+        changed = [then for change in CHANGES if (then := change(self)) is not None and then.helps]
+        changed.sort(key=lambda then: then.estimate.peak)
+        before = gigabytes(self.peak)
+        return [f"{then.flags}: about {gigabytes(then.estimate.peak)} instead of {before}" for then in changed]
 
-    def to_fit(self, available: float) -> tuple[str, ...] | None:
+    def to_fit(self, available: float) -> list[str] | None:
         """The flags that make it fit, least harmful first; empty if it fits as it is, None if nothing suffices."""
-        now, chosen = self, dict[str, str]()
+        chosen: list[Change] = []
+        now = self
         while not now.fits(available):
-            change = next(((flag, then) for flag, then in _changes(now) if then.peak < 0.99 * now.peak), None)
+            helping = (change for change in CHANGES if (then := change(now)) is not None and then.helps)
+            change = next(helping, None)
             if change is None:
                 return None
-            flag, now = change
-            chosen[flag.split()[0]] = flag
-        return tuple(chosen.values())
+            chosen.append(change)
+            now = _after(self, chosen)
+        for change in dict.fromkeys(chosen):  # an early one may not be needed beside a later one
+            without = [other for other in chosen if other is not change]
+            if _after(self, without).fits(available):
+                chosen = without
+        return _flags(self, chosen)
 
 
 def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: bool) -> Estimate:
@@ -248,48 +256,111 @@ def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int) -> Row
     )
 
 
-def _changes(now: Estimate) -> Iterator[tuple[str, Estimate]]:
-    """What could be changed, as flags and the estimate after them; what costs least in result and time, first."""
-    recipe, rows = now.recipe, now.batch.rows
-    if not recipe.bf16:
-        yield "--bf16 True", _again(now, replace(recipe, bf16=True))
-    if rows > 2:
-        yield _halved(now)
-    if not recipe.checkpointing:
-        yield "--gradient_checkpointing True", _again(now, replace(recipe, checkpointing=True))
-    if rows == 2:
-        yield _halved(now)
-    if recipe.quantised_bits is None:
-        yield "--load_in_4bit True", _again(now, replace(recipe, quantised_bits=4))
-    if recipe.head == "full" and recipe.device == "cuda" and footprint.optimizer_bytes(recipe) > 4:
-        yield "--optim adamw_bnb_8bit", _again(now, replace(recipe, optimizer="adamw_bnb_8bit"))
-    if recipe.ema:
-        yield "--ema_decay 0", _again(now, replace(recipe, ema=False))
-    if recipe.draws > 1:
-        yield "--ddpm_batch_mul 1", _again(now, replace(recipe, draws=1))
-    if recipe.head == "full":
-        flag = "--lora_wrap_diffusion_head True instead of --train_diffusion_head"
-        yield flag, _again(now, replace(recipe, head="lora"))
+@dataclass(frozen=True)
+class Changed:
+    """What a change of flags comes to.
+
+    Attributes:
+        flags: the words of the command line.
+        estimate: with them.
+        helps: whether the peak is lower by a hundredth or more.
+    """
+
+    flags: str
+    estimate: Estimate
+    helps: bool
 
 
-def _again(now: Estimate, recipe: Recipe) -> Estimate:
-    changed = estimate(now.size, recipe, now.batch, encodes=now.encoding > 0)
-    return replace(changed, available=now.available)
+Change = Callable[[Estimate], Changed | None]
+"""Takes an estimate; None where the change was already made or does not apply."""
 
 
-def _halved(now: Estimate) -> tuple[str, Estimate]:
-    """Half of the micro-batch and twice as many of them: the same step."""
+def _bf16(now: Estimate) -> Changed | None:
+    return None if now.recipe.bf16 else _again(now, "--bf16 True", bf16=True)
+
+
+def _half_batch(now: Estimate) -> Changed | None:
+    return _halved(now) if now.batch.rows > 2 else None
+
+
+def _checkpointing(now: Estimate) -> Changed | None:
+    return None if now.recipe.checkpointing else _again(now, "--gradient_checkpointing True", checkpointing=True)
+
+
+def _single_row(now: Estimate) -> Changed | None:
+    return _halved(now) if now.batch.rows == 2 else None
+
+
+def _four_bit(now: Estimate) -> Changed | None:
+    return None if now.recipe.quantised_bits else _again(now, "--load_in_4bit True", quantised_bits=4)
+
+
+def _small_optimizer(now: Estimate) -> Changed | None:
+    if now.recipe.device != "cuda" or footprint.optimizer_bytes(now.recipe) < FLOAT32:
+        return None
+    return _again(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
+
+
+def _no_average(now: Estimate) -> Changed | None:
+    return _again(now, "--ema_decay 0", ema=False) if now.recipe.ema else None
+
+
+def _one_draw(now: Estimate) -> Changed | None:
+    return _again(now, "--ddpm_batch_mul 1", draws=1) if now.recipe.draws > 1 else None
+
+
+def _lora_head(now: Estimate) -> Changed | None:
+    if now.recipe.head != "full":
+        return None
+    return _again(now, "--train_diffusion_head False --lora_wrap_diffusion_head True", head="lora")
+
+
+CHANGES: tuple[Change, ...] = (
+    _bf16,
+    _half_batch,
+    _checkpointing,
+    _single_row,
+    _four_bit,
+    _small_optimizer,
+    _no_average,
+    _one_draw,
+    _lora_head,
+)
+"""What costs least in result and time, first. A smaller batch with more accumulation is the same step."""
+
+
+def _again(now: Estimate, flags: str, batch: MicroBatch | None = None, **changed: Any) -> Changed:
+    then = estimate(now.size, replace(now.recipe, **changed), batch or now.batch, encodes=now.encoding > 0)
+    return Changed(flags, replace(then, available=now.available), helps=then.peak < 0.99 * now.peak)
+
+
+def _halved(now: Estimate) -> Changed:
+    """Half of the micro-batch and twice as many of them."""
     recipe, batch = now.recipe, now.batch
     rows = math.ceil(batch.rows / 2)
-    smaller = MicroBatch(
-        rows, *(math.ceil(number * rows / batch.rows) for number in (batch.tokens, batch.frames, batch.labels))
-    )
+    share = rows / batch.rows
+    smaller = MicroBatch(rows, *(math.ceil(share * number) for number in (batch.tokens, batch.frames, batch.labels)))
+    max_tokens = recipe.max_tokens and math.ceil(recipe.max_tokens / 2)
     accumulation = 2 * recipe.accumulation
-    flag = f"--per_device_train_batch_size {rows}"
-    if recipe.max_tokens is not None:
-        flag = f"--max_tokens_per_batch {math.ceil(recipe.max_tokens / 2)}"
-    changed = replace(
-        recipe, accumulation=accumulation, max_tokens=recipe.max_tokens and math.ceil(recipe.max_tokens / 2)
-    )
-    flag += f" with --gradient_accumulation_steps {accumulation}"
-    return flag, _again(replace(now, batch=smaller), changed)
+    flags = f"--max_tokens_per_batch {max_tokens}" if max_tokens else f"--per_device_train_batch_size {rows}"
+    flags += f" --gradient_accumulation_steps {accumulation}"
+    return _again(now, flags, smaller, accumulation=accumulation, max_tokens=max_tokens)
+
+
+def _after(start: Estimate, changes: Sequence[Change]) -> Estimate:
+    """The estimate after all changes; one that no longer applies is passed over."""
+    for change in changes:
+        changed = change(start)
+        start = start if changed is None else changed.estimate
+    return start
+
+
+def _flags(start: Estimate, changes: Sequence[Change]) -> list[str]:
+    """The flags of all changes; of a flag that is given more than once, the last."""
+    found: dict[str, str] = {}
+    for change in changes:
+        changed = change(start)
+        if changed is not None:
+            found[changed.flags.split()[0]] = changed.flags
+            start = changed.estimate
+    return list(found.values())
