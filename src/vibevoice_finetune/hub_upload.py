@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from httpx import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import httpx
 from transformers import TrainingArguments
 
 from vibevoice_finetune.errors import ArgumentError, UserError
@@ -117,7 +117,7 @@ def push_result(folder: Path, upload: Upload) -> str:
         )
     except HFValidationError as error:
         raise ArgumentError(f"--hub_model_id {upload.repo_id}: is no name of a repository; give OWNER/NAME") from error
-    except (LocalTokenNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
+    except (LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
         raise UserError(_refusal(folder, upload, error)) from error
     return str(commit.commit_url)
 

@@ -157,8 +157,6 @@ def inspect_adapter(folder: Path, base: Checkpoint | None) -> Inspection:
         for part in parts
         if part.change is not None and part.change.untrained
     ]
-    if contents.unread:
-        warnings.append(f"{contents.folder}: not read, the same part in another form: {', '.join(contents.unread)}")
     heading = tuple(_adapter_heading(contents, fingerprint))
     return Inspection(heading, parts, tuple(lines_for_adapter(contents, _task_type(contents))), tuple(warnings))
 
@@ -224,6 +222,8 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _adapter_heading(contents: AdapterContents, fingerprint: str | None) -> Iterator[str]:
     yield f"adapter {contents.folder}"
+    if contents.unread:
+        yield f"  the same parts in another form, not read here: {', '.join(contents.unread)}"
     info = contents.info
     if info is None:
         named = next((part.rules.base_model for part in contents.blocks if part.rules is not None), None)
