@@ -273,12 +273,11 @@ class FinetuneArguments(TrainingArguments):
             _check(f"--{name}", weight, weight >= 0, "at least 0")
 
     def _check_launcher(self) -> None:
-        """Refuse what would split the weights: checkpoints are written from whole tensors, and on CPUs DDP would run."""
+        """Refuse what would split the weights: checkpoints need whole tensors, and on CPUs plain DDP would run."""
         for name, flag in (("fsdp", self.fsdp), ("deepspeed", self.deepspeed)):
             if flag or os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
                 raise ArgumentError(
-                    f"--{name} (or accelerate's): weights are not split over processes, each holds the model whole "
-                    "(DDP). Start with torchrun; if it does not fit: --bf16 True, --load_in_4bit True."
+                    f"--{name} (or accelerate's): weights are not split over processes; use torchrun, --load_in_4bit."
                 )
 
     @property
@@ -365,7 +364,7 @@ def _flags_of(path: Path) -> list[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArgumentError(f"--config {path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ArgumentError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ArgumentError(f"--config {path}: expected `name: value` lines with the names of flags.")

@@ -75,7 +75,7 @@ def read_scripts(path: Path, voices: Sequence[AudioSource] = ()) -> list[Script]
         return [script_from_text(text, voices, path.name)]
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name}: is no JSON ({error}); mend the file.") from error
     if not (isinstance(value, list) and value and all(_is_script(item) for item in value)):
         return [_script(value, path.parent, voices, path.name)]

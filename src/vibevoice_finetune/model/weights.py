@@ -244,7 +244,7 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
         if not file_names or any(Path(name).name != name for name in file_names):
             raise ValueError("file names expected")
         files = [folder / name for name in file_names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index}: not an index of weights ({type(error).__name__}); download it again"
         ) from error
