@@ -28,7 +28,7 @@ MORE_BYTES = 3_000_000_000
 MAX_SEC = 10
 WORDS = (
     b"null", b"NaN", b"-1", b"1e999", b"[]", b"{}", b'"', b"\\ud800", b"..", b"/etc/passwd", b"../" * 5, b"\x00",
-    b"!!python/object/apply:os.system", b"&a [*a]", b"9" * 400, b"[" * 3000, b"Speaker 1:", b"\xff\xfe",
+    b"!!python/object/apply:os.system", b"&a [*a]", b"2024-99-99", b"9" * 400, b"[" * 3000, b"Speaker 1:", b"\xff\xfe",
     b"data", b"fmt ",
 )  # fmt: skip
 BORDERS = (

@@ -1,0 +1,171 @@
+"""Two real processes under torchrun, talking over gloo: the same run as one process, and one end for both."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.processes import finish, logs, python, start, train_words, write_rows
+from vibevoice_finetune.training.checkpoints import complete_checkpoints
+
+EVERYTHING = ("--train_diffusion_head", "True", "--train_connectors", "True")
+SCENARIOS = {
+    # name: (flags, batch size of one process when there are two, flags of the one process if not twice the rows)
+    "lora, ghosts, accumulation": (("--gradient_accumulation_steps", 2, "--num_train_epochs", 2), 1),
+    "head and connectors": ((*EVERYTHING, "--max_steps", 3, "--max_grad_norm", 0.5, "--gradient_clipping"), 2),
+    "head lora, no prompts, average": (
+        (
+            *("--lora_wrap_diffusion_head", "True", "--ema_decay", 0.9, "--voice_prompt_drop_rate", 0.5),
+            *("--unconditional_rate", 0.3, "--ddpm_batch_mul", 2, "--num_train_epochs", 2),
+        ),
+        3,
+    ),
+    "connectors alone": (("--lora_target_modules", "none", "--train_connectors", "True", "--max_steps", 3), 2),
+}
+TOKENS = ("--max_tokens_per_batch", 200, "--num_train_epochs", 2)
+SAVING = ("--max_steps", 4, "--save_strategy", "steps", "--save_steps", 2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All scenarios in one process and in two; the folder of each run is `PROCESSES/SCENARIO`."""
+    base = tmp_path_factory.mktemp("runs")
+    jsonl = write_rows(base / "rows", num_rows=7)
+    # With its usual epsilon, Adam turns a gradient of rounding errors into a step of full length.
+    common = ("--lora_dropout", 0, "--adam_epsilon", 1e-3, "--do_eval", "--validation_jsonl", jsonl)
+    lines = {1: [], 2: []}
+    for processes, batch in [(1, 2), (2, 1)]:
+        for name, (flags, rows) in SCENARIOS.items():
+            sizes = ("--per_device_train_batch_size", rows * batch, "--per_device_eval_batch_size", batch)
+            lines[processes].append(train_words(jsonl, base / str(processes) / name, *common, *sizes, *flags))
+        accumulated = ("--gradient_accumulation_steps", batch)
+        lines[processes].append(train_words(jsonl, base / str(processes) / "tokens", *common, *TOKENS, *accumulated))
+        saving = (*SAVING, "--per_device_train_batch_size", batch, *common)
+        lines[processes].append(train_words(jsonl, base / str(processes) / "saving", *saving))
+        lines[processes].append(
+            train_words(jsonl, base / str(processes) / "dropout", *saving, "--lora_dropout", 0.5, "--ema_decay", 0.9)
+        )
+    for processes, batch in [(2, 1), (1, 2)]:
+        flags = (*SAVING, "--per_device_train_batch_size", batch, *common, "--resume_from_checkpoint")
+        for began in (1, 2):
+            point = base / str(began) / "saving" / "checkpoint-2"
+            lines[processes].append(train_words(jsonl, base / f"from {began} to {processes}", *flags, point))
+    point = base / "2" / "dropout" / "checkpoint-2"
+    flags = (*SAVING, "--per_device_train_batch_size", 1, *common, "--lora_dropout", 0.5, "--ema_decay", 0.9)
+    lines[2].append(train_words(jsonl, base / "dropout again", *flags, "--resume_from_checkpoint", point))
+    # The one process goes first but for what goes on from the two.
+    later = [words for words in lines[1] if str(base / "2") in " ".join(words)]
+    orders = [(1, [words for words in lines[1] if words not in later]), (2, lines[2]), (1, later)]
+    for number, (processes, chosen) in enumerate(orders):
+        path = base / f"lines{number}.json"
+        path.write_text(json.dumps(chosen), encoding="utf-8")
+        done = finish(python("tests.distributed.several", path, processes=None if processes == 1 else processes))
+        assert done.returncode == 0, done.stderr
+    return base
+
+
+def adapter(run):
+    tensors = {}
+    for path in sorted((run / "lora").rglob("*.safetensors")):
+        tensors |= {f"{path.parent.name}/{name}": value for name, value in load_file(path).items()}
+    return tensors
+
+
+def assert_same_run(one, other):
+    for left, right in zip(logs(one), logs(other), strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert right[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    first, second = adapter(one), adapter(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*SCENARIOS, "tokens"])
+def test_two_processes_train_like_one(runs, name):
+    found = logs(runs / "2" / name)
+    assert sum("loss" in log for log in found) >= 3
+    assert found[-1]["eval_loss"] > 0
+    assert_same_run(runs / "1" / name, runs / "2" / name)
+
+
+def test_only_the_first_process_writes(runs):
+    assert json.loads((runs / "lines1.rank1").read_text()) == []
+
+
+@pytest.mark.parametrize(("began", "ended"), [(1, 2), (2, 1)])
+def test_resuming_with_another_number_of_processes(runs, began, ended):
+    whole = [log for log in logs(runs / str(began) / "saving") if log["step"] > 2]
+    resumed = [log for log in logs(runs / f"from {began} to {ended}") if log["step"] > 2]
+    losses = [[log["loss"] for log in found if "loss" in log] for found in (whole, resumed)]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    first, second = adapter(runs / str(began) / "saving"), adapter(runs / f"from {began} to {ended}")
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5)
+
+
+def test_two_processes_resume_bit_for_bit_with_dropout(runs):
+    """Dropout draws from each process's own generator, so the checkpoint must hold those of all."""
+    whole = {log["step"]: log for log in logs(runs / "2" / "dropout") if "loss" in log}
+    resumed = {log["step"]: log for log in logs(runs / "dropout again") if "loss" in log}
+    assert set(resumed) == {3, 4}
+    assert all(resumed[step] == whole[step] for step in resumed)
+    first, second = adapter(runs / "2" / "dropout"), adapter(runs / "dropout again")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_fault_of_one_process_ends_all_with_its_message(tmp_path):
+    jsonl = write_rows(tmp_path / "rows")
+    words = train_words(jsonl, tmp_path / "out", "--max_steps", 1000, "--per_device_train_batch_size", 1)
+    began = time.monotonic()
+    done = finish(python("tests.distributed.failing", "step", *words, processes=2))
+    assert done.returncode != 0
+    assert "RuntimeError: a fault of the second process" in done.stderr
+    assert not (tmp_path / "out" / "lora").exists()
+    assert time.monotonic() - began < 120, "it hung"
+
+
+def test_a_full_disk_of_the_first_process_ends_all(tmp_path):
+    jsonl = write_rows(tmp_path / "rows")
+    saving = ("--save_strategy", "steps", "--save_steps", 1)
+    words = train_words(jsonl, tmp_path / "out", "--max_steps", 1000, *saving)
+    done = finish(python("tests.distributed.failing", "save", *words, processes=2))
+    assert done.returncode != 0
+    assert "checkpoint-2: cannot be saved (No space left on device); earlier checkpoints are intact" in done.stderr
+    assert [folder.name for folder in complete_checkpoints(tmp_path / "out")] == ["checkpoint-1"]
+
+
+def test_a_bad_row_ends_all_and_is_named(tmp_path):
+    jsonl = write_rows(tmp_path / "rows")
+    (tmp_path / "rows" / "6.wav").write_bytes(b"RIFF, but no sound")
+    done = finish(python("vibevoice_finetune", *train_words(jsonl, tmp_path / "out", "--max_steps", 3), processes=2))
+    assert done.returncode != 0
+    assert "train.jsonl:7" in done.stderr
+    assert done.stderr.count("Traceback") == 1, "torchrun's own, and no other"
+    assert not (tmp_path / "out" / "lora").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_to_torchrun_saves(tmp_path, workers):
+    jsonl = write_rows(tmp_path / "rows")
+    words = train_words(jsonl, tmp_path / "out", "--max_steps", 100_000, "--dataloader_num_workers", workers)
+    run = start(python("vibevoice_finetune", *words, processes=2))
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert "stopped by" in errors
+    (saved,) = complete_checkpoints(tmp_path / "out")
+    state = json.loads((saved / "trainer_state.json").read_text())
+    assert saved.name == f"checkpoint-{state['global_step']}"
+    assert state["global_step"] >= 3
