@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
 from transformers import TrainingArguments
@@ -53,9 +53,14 @@ def take_upload(loop: TrainingArguments) -> Upload | None:
 
     Returns:
         The wish; None if there is none.
+
+    Raises:
+        ArgumentError: there is no token to push with; better said before the run than after it.
     """
     if not loop.push_to_hub:
         return None
+    if loop.hub_token is None and get_token() is None:
+        raise ArgumentError("--push_to_hub: no token to upload with; run: hf auth login (or set HF_TOKEN)")
     loop.push_to_hub = False
     repo_id = loop.hub_model_id or Path(str(loop.output_dir)).resolve().name
     return Upload(repo_id, loop.hub_private_repo, loop.hub_revision, loop.hub_token)

@@ -102,8 +102,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_the_folder_is_uploaded_and_nothing_else(folder: Path, hub: Hub) -> None:
     address = push_result(folder, Upload("me/my-voice", private=True, revision=None, token=TOKEN))
     assert address == f"{hub.address}{COMMIT}"
-    assert [(made["organization"], made["name"], made["private"]) for made in hub.repositories] == [
-        ("me", "my-voice", True)
+    assert [(made["organization"], made["name"], made["visibility"]) for made in hub.repositories] == [
+        ("me", "my-voice", "private")
     ]
     expected = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert hub.files == expected
@@ -148,7 +148,8 @@ def test_a_name_that_is_none_and_a_folder_that_is_not_finished(folder: Path, hub
     assert hub.repositories == []
 
 
-def test_the_wish_is_taken_from_the_trainer(tmp_path: Path) -> None:
+def test_the_wish_is_taken_from_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vibevoice_finetune.hub_upload.get_token", lambda: TOKEN)
     out = str(tmp_path / "voice-of-me")
     loop = TrainingArguments(out, push_to_hub=True, hub_token=TOKEN, hub_private_repo=True, report_to="none")
     upload = take_upload(loop)
@@ -158,6 +159,13 @@ def test_the_wish_is_taken_from_the_trainer(tmp_path: Path) -> None:
     named = TrainingArguments(out, push_to_hub=True, hub_model_id="me/mine", report_to="none")
     assert take_upload(named) == Upload("me/mine", private=None, revision=None, token=None)
     assert take_upload(TrainingArguments(out, report_to="none")) is None
+
+
+def test_without_a_token_the_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vibevoice_finetune.hub_upload.get_token", lambda: None)
+    loop = TrainingArguments(str(tmp_path / "out"), push_to_hub=True, report_to="none")
+    with pytest.raises(ArgumentError, match=r"--push_to_hub: .*hf auth login"):
+        take_upload(loop)
 
 
 def test_the_card_says_base_hours_settings_and_recipe(folder: Path) -> None:
