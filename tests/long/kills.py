@@ -1,0 +1,23 @@
+"""A hundred kills at random moments, see `tests/crash/kills.py`: ``python -m tests.long.kills --kills 100 --steps 8``."""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from tests.crash.kills import kill_and_resume
+from tests.processes import write_rows
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary)
+        jsonl = write_rows(base / "rows")
+        tally = kill_and_resume(base, jsonl, chosen.kills, chosen.steps, chosen.seed, "--train_diffusion_head", "True")
+    print(json.dumps({**vars(tally), "kills": tally.kills, "seconds": round(time.monotonic() - began)}))
