@@ -149,7 +149,7 @@ def _config_json(checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype | No
     """The result's `config.json`: the base's own where the layout stays, so that nothing it says is lost."""
     if layout is Layout.NATIVE:
         config: Json = json.loads(checkpoint.config.to_json_string())
-        return config if dtype is None else config | {"dtype": _word(dtype)}
+        return config if dtype is None else _with_dtype(config, _word(dtype))
     if checkpoint.layout is Layout.ORIGINAL:
         config = dict(checkpoint.raw_config)
         config.setdefault("tie_word_embeddings", config["decoder_config"]["tie_word_embeddings"])
@@ -159,6 +159,14 @@ def _config_json(checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype | No
         config["torch_dtype"] = _word(dtype)
         config["decoder_config"] = config["decoder_config"] | {"torch_dtype": _word(dtype)}
     return config
+
+
+def _with_dtype(config: Json, word: str) -> Json:
+    """The native configuration with this dtype, also in those of its parts that name one."""
+    sections = {
+        name: value | {"dtype": word} for name, value in config.items() if isinstance(value, dict) and "dtype" in value
+    }
+    return config | sections | {"dtype": word}
 
 
 def _word(dtype: torch.dtype) -> str:
