@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its HTTP client, whichever it uses
 from transformers import TrainingArguments
 
 from vibevoice_finetune.errors import ArgumentError, UserError
