@@ -77,8 +77,8 @@ def adapter(run):
 def assert_same_run(one, other):
     for left, right in zip(logs(one), logs(other), strict=True):
         assert left.keys() == right.keys()
-        for name, value in left.items():
-            assert right[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+        for name in left.keys() - {"epoch"}:  # with a ghost, an epoch has more micro-batches
+            assert right[name] == pytest.approx(left[name], rel=1e-5, abs=1e-5), name
     first, second = adapter(one), adapter(other)
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -169,3 +169,13 @@ def test_sigterm_to_torchrun_saves(tmp_path, workers):
     state = json.loads((saved / "trainer_state.json").read_text())
     assert saved.name == f"checkpoint-{state['global_step']}"
     assert state["global_step"] >= 3
+
+
+def test_split_weights_give_the_gradients_of_whole_ones(tmp_path):
+    """The objective runs under FSDP2; `train` does not offer it, because checkpoints are written from whole tensors."""
+    done = finish(python("tests.distributed.sharded", tmp_path / "found.json", processes=2))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["same names"]
+    assert found["tensors"] > 20
+    assert found["worst"] < 1e-5

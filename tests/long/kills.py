@@ -1,4 +1,4 @@
-"""A hundred kills at random moments, see `tests/crash/kills.py`: ``python -m tests.long.kills --kills 100 --steps 8``."""
+"""A hundred kills at random moments (`tests/crash/kills.py`): ``python -m tests.long.kills --kills 100``."""
 
 import argparse
 import json
