@@ -34,7 +34,8 @@ def lines_for_adapter(contents: AdapterContents, task_type: str | None) -> Itera
         ("the community's inference script", HEAD_FILES[1:2], CONNECTOR_FILES[1:]),
         ("the ComfyUI nodes", HEAD_FILES[:2], CONNECTOR_FILES),
     ):
-        read, ignored = [], []
+        read: list[str] = []
+        ignored: list[str] = []
         for part in contents.blocks:
             fault = _fault(contents, part, task_type, head_files, connector_files)
             (ignored if fault else read).append(part.block.title + (f" ({fault})" if fault else ""))

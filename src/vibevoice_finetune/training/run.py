@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from vibevoice_finetune import __version__
 from vibevoice_finetune.arguments import Arguments, parse
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
+from vibevoice_finetune.hub_upload import Upload, add_training_to_card, push_result, take_upload
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach
@@ -50,6 +51,7 @@ def train(words: Sequence[str]) -> None:
     if not (loop.do_train or loop.evaluates):
         print("nothing to do: add --do_train to train, --do_eval to evaluate, or both.")  # noqa: T201
         return
+    upload = take_upload(loop)
     console = Console(stderr=True, quiet=loop.process_index != 0)
     if not console.is_terminal:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # bars of loading, noise in a log file
@@ -84,7 +86,8 @@ def train(words: Sequence[str]) -> None:
     print_report(console, arguments, prepared, objective.model, max_steps, steps_per_epoch)
     if expected is not None:
         run_training(trainer, output_dir, resume, expected)
-        console.print(f"the result is {output_dir / RESULT}", highlight=False)
+        if loop.process_index == 0:
+            hand_over(output_dir / RESULT, prepared, upload, console)
     if loop.do_eval and not trainer.has_evaluated_last_step():
         trainer.evaluate()
     if loop.do_eval:
@@ -218,6 +221,14 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
     if trainer.args.should_save:
         with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
             trainer.export(output_dir / RESULT)
+
+
+def hand_over(result: Path, prepared: Prepared, upload: Upload | None, console: Console) -> None:
+    """Complete the result's card, say where it is, and upload it if that was asked for."""
+    add_training_to_card(result, prepared.summaries["train"].audio_hours)
+    console.print(f"the result is {result}", highlight=False)
+    if upload is not None:
+        console.print(f"uploaded: {push_result(result, upload)}", highlight=False)
 
 
 def write_settings(arguments: Arguments, output_dir: Path) -> None:
