@@ -70,6 +70,7 @@ ROOMS = (
     "training.memory",
     "training.report",
     "training.run",
+    "estimate",
     "generation",
     "generate_command",
     "export",
