@@ -25,7 +25,7 @@ SCENARIOS = {
     ),
     "connectors alone": (("--lora_target_modules", "none", "--train_connectors", "True", "--max_steps", 3), 2),
 }
-TOKENS = ("--max_tokens_per_batch", 200, "--num_train_epochs", 2)
+TOKENS = ("--max_tokens_per_batch", 200, "--num_train_epochs", 2, "--lora_dropout", 0.1)
 SAVING = ("--max_steps", 4, "--save_strategy", "steps", "--save_steps", 2)
 
 
