@@ -22,7 +22,7 @@ from vibevoice_finetune.model.portable import save_adapter
 
 TOKEN = "hf_" + "a" * 34
 COMMIT = "/me/my-voice/commit/0000000"
-SETTINGS = {"learning_rate": 2.5e-5, "lora_r": 8, "train_jsonl": "/home/me/train.jsonl", "output_dir": "/home/me/out"}
+SETTINGS = {"learning_rate": 2.5e-5, "lora_r": 8, "train_jsonl": "/data/me/train.jsonl", "output_dir": "/data/me/out"}
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_the_card_says_base_hours_settings_and_recipe(folder: Path) -> None:
     assert "2.2" not in card
     assert card.count("## Training") == 1
     assert "learning_rate: 2.5e-05\nlora_r: 8\n" in card
-    assert "/home/me" not in card
+    assert "/data/me" not in card
     assert "vibevoice-finetune generate --model_name_or_path some/VibeVoice" in card
     check_records(open_adapter(folder))  # the card is not among the files that are held against their checksums
 
