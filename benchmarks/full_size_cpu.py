@@ -26,6 +26,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.watch import Peak, Watch
+from vibevoice_finetune.estimate import predict
 from vibevoice_finetune.model.random_checkpoint import write_random_checkpoint
 
 AIM_GB = 14.0
@@ -61,6 +62,7 @@ def main() -> None:
         print(f"checkpoint: {checkpoint_bytes / 1e9:.2f} GB in {write_sec:.0f} s")
         write_rows(folder / "train.jsonl", flags.clips)
         words = train_words(folder, flags)
+        predicted = predict([*words[1:], "--use_cpu", "True"]).memory
         code, watch, seconds = run(words, folder / "out", flags.steps)
         log = (folder / "stderr.txt").read_text(encoding="utf-8")
         print(log)
@@ -72,6 +74,7 @@ def main() -> None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "train_command": "vibevoice-finetune " + " ".join(word.replace(str(folder), "TMP") for word in words),
         "checkpoint": {"size": flags.size, "bytes": checkpoint_bytes, "write_sec": round(write_sec, 1)},
+        "estimate_gb": round(predicted.peak / 1e9, 2),
         **measured(watch, seconds),
         "metrics": metrics,
     }

@@ -74,8 +74,36 @@ class Workload:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a command line would need.
+
+    Attributes:
+        memory: at its peak.
+        rows: training rows; zero if they are not known.
+        steps: optimizer steps of the whole run; zero if rows are not known.
+        steps_an_epoch: the same of an epoch.
+        notes: what was assumed, for the reader.
+    """
+
+    memory: Estimate
+    rows: int
+    steps: int
+    steps_an_epoch: int
+    notes: tuple[str, ...]
+
+
 def run(words: Sequence[str]) -> None:
-    """The command `estimate`.
+    """The command `estimate`: predict and print.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    _print(Console(highlight=False, soft_wrap=True), predict(words))
+
+
+def predict(words: Sequence[str]) -> Prediction:
+    """What the flags of a `train` command line come to; on a GPU, unless they hold `--use_cpu True`.
 
     Raises:
         ArgumentError: a flag that `train` would not take.
@@ -88,17 +116,12 @@ def run(words: Sequence[str]) -> None:
     workload = _workload(arguments, own, model_facts, checkpoint)
     size = measure(config)
     recipe = recipe_of(arguments, "cpu" if arguments.given.get("use_cpu") else "cuda")
-    if workload.rows:
-        found = largest(size, recipe, micro_batches(arguments, workload.rows), encodes=True)
-    else:
-        found = estimate(size, recipe, _assumed(arguments, own, model_facts), encodes=True)
-    console = Console(highlight=False, soft_wrap=True)
-    for note in workload.notes:
-        console.print(note)
-    if workload.rows:
-        total, an_epoch = optimizer_steps(arguments, workload.rows)
-        console.print(f"{len(workload.rows):,} rows; {total:,} optimizer steps, {an_epoch:,} an epoch")
-    _print(console, found)
+    if not workload.rows:
+        memory = estimate(size, recipe, _assumed(arguments, own, model_facts), encodes=True)
+        return Prediction(memory, 0, 0, 0, workload.notes)
+    memory = largest(size, recipe, micro_batches(arguments, workload.rows), encodes=True)
+    steps, an_epoch = optimizer_steps(arguments, workload.rows)
+    return Prediction(memory, len(workload.rows), steps, an_epoch, workload.notes)
 
 
 def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, Arguments]:
@@ -266,26 +289,32 @@ def _assumed(arguments: Arguments, own: argparse.Namespace, model_facts: ModelFa
     return MicroBatch(rows, rows * tokens, rows * frames, labels=rows * (tokens - frames - prompt))
 
 
-def _print(console: Console, found: Estimate) -> None:
-    batch = found.batch
+def _print(console: Console, prediction: Prediction) -> None:
+    memory = prediction.memory
+    batch = memory.batch
+    for note in prediction.notes:
+        console.print(note)
+    if prediction.rows:
+        console.print(
+            f"{prediction.rows:,} rows; {prediction.steps:,} optimizer steps, {prediction.steps_an_epoch:,} an epoch"
+        )
     console.print(f"largest micro-batch: {batch.rows:,} rows, {batch.tokens:,} tokens, {batch.frames:,} frames\n")
     table = Table(title="memory at the peak of training", title_justify="left")
     table.add_column("part")
     table.add_column("GB", justify="right")
-    for part in filter(lambda part: part.bytes, found.parts):
+    for part in filter(lambda part: part.bytes, memory.parts):
         table.add_row(part.name, f"{part.bytes / 1e9:.2f}")
     table.add_section()
-    table.add_row("together", f"{found.training / 1e9:.2f}")
+    table.add_row("together", f"{memory.training / 1e9:.2f}")
     console.print(table)
-    console.print(f"before that, while audio is encoded: {gigabytes(found.encoding)}\n")
+    console.print(f"before that, while audio is encoded: {gigabytes(memory.encoding)}\n")
     cards = Table(title="GPUs", title_justify="left")
     cards.add_column("memory", justify="right")
     cards.add_column("")
     for card in CARDS_GIB:
-        flags = found.to_fit(card * GIB)
-        cards.add_row(f"{card} GB", _verdict(flags))
+        cards.add_row(f"{card} GB", _verdict(memory.to_fit(card * GIB)))
     console.print(cards)
-    for line in found.advice():
+    for line in memory.advice():
         console.print(line)
 
 

@@ -1,0 +1,79 @@
+"""`estimate` on the command line: without a download, and the same lengths that encoding would find."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vibevoice_finetune import cli
+from vibevoice_finetune.arguments import parse
+from vibevoice_finetune.demo import SPEECH
+from vibevoice_finetune.estimate import predict
+from vibevoice_finetune.training.memory import estimate_for
+from vibevoice_finetune.training.preparation import prepare
+
+
+def test_a_released_model_needs_no_download(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model_name_or_path", "microsoft/VibeVoice-1.5B", "--bf16", "True", "--train_diffusion_head", "True"]
+    assert cli.main(["estimate", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "rows are not known: clips of 10 s assumed (--clip_sec)" in printed
+    assert "largest micro-batch: 8 rows" in printed  # transformers' default
+    assert "frozen weights" in printed
+    assert "80 GB │ fits" in printed
+    assert "--gradient_checkpointing True: about " in printed
+
+
+def test_longer_clips_need_more() -> None:
+    words = ["--model_name_or_path", "aoi-ot/VibeVoice-Large", "--bf16", "True", "--per_device_train_batch_size", "2"]
+    short, long = (predict([*words, "--clip_sec", seconds]).memory for seconds in ("10", "60"))
+    assert (short.batch.frames, long.batch.frames) == (2 * 75, 2 * 450)  # 7.5 frames a second
+    assert long.peak > short.peak
+
+
+def test_rows_are_planned_from_headers_as_training_plans_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    words = [
+        *("--model_name_or_path", str(tiny_checkpoint), "--train_jsonl", str(SPEECH), "--output_dir", str(tmp_path)),
+        *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--ddpm_batch_mul", "2"),
+        *("--eval_strategy", "steps", "--eval_steps", "5", "--eval_split_size", "0.17", "--use_cpu", "True"),
+    ]
+    prediction = predict(words)
+    arguments = parse([*words, "--do_train"])
+    prepared = prepare(arguments)
+    assert prepared.train_set is not None
+    measured = estimate_for(arguments, prepared)
+    assert prediction.rows == len(prepared.train_set.rows)
+    assert prediction.memory.batch == measured.batch
+    assert prediction.memory.parts == measured.parts
+    # 20 rows are left for training, 5 micro-batches, 3 steps an epoch, 3 epochs
+    assert (prediction.steps, prediction.steps_an_epoch) == (9, 3)
+    assert measured.available is not None
+    assert "tokens)" in measured.line()
+
+
+def test_a_recording_whose_length_is_not_known_is_said(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"no header")
+    shutil.copy(SPEECH.parent / "alpha" / "00.flac", tmp_path / "good.flac")
+    rows = [{"text": "Speaker 0: Hello.", "audio": name} for name in ("broken.wav", "good.flac")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prediction = predict(["--model_name_or_path", str(tiny_checkpoint), "--train_jsonl", str(tmp_path / "train.jsonl")])
+    assert "1 recordings whose header says no length: taken as 10 s" in prediction.notes
+    assert prediction.rows == 2
+    assert prediction.memory.batch.frames == 75 + 23  # 10 s, and 3.06 s rounded up to whole frames
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model_name_or_path", "m", "--clip_sec", "0"], "--clip_sec 0: must be above 0."),
+        (["--model_name_or_path", "m", "--lora_rank", "4"], "--lora_rank is no flag"),
+        (["--model_name_or_path", "no/../model"], "no/../model: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
