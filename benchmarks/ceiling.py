@@ -10,11 +10,16 @@ WARM_UPS, REPEATS = 3, 7
 SIDE = {"cuda": 8192, "cpu": 1024}
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrices are multiplied by instructions of their own: on GPUs, and on processors with AVX-512."""
+    return device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def matmul_flops_per_sec(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square matrix product, on random numbers; the median of several."""
     side = SIDE[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / median_sec(lambda: left @ right, device)
+    return 2 * side**3 / median_sec(lambda: left @ right.T, device)
 
 
 def copy_bytes_per_sec(device: torch.device) -> float:

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import record
+from benchmarks.ceiling import has_bf16
 from benchmarks.watch import Peak, Watch
 from vibevoice_finetune.estimate import predict
 from vibevoice_finetune.model.random_checkpoint import write_random_checkpoint
@@ -89,17 +90,14 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=4, help="bundled clips, about 3 s each")
     parser.add_argument("--rows", type=int, default=1, help="rows of a micro-batch")
     parser.add_argument("--accumulation", type=int, default=2, help="micro-batches of an optimizer step")
-    parser.add_argument("--bf16", type=parse_bool, default=has_bf16(), help="train in bf16; default: as said above")
+    parser.add_argument(
+        "--bf16", type=parse_bool, default=has_bf16(torch.device("cpu")), help="train in bf16; default: as said above"
+    )
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--work_dir", help="where the temporary folder goes; default: the system's place")
     parser.add_argument("--name", help="name of the result file")
     parser.add_argument("train_words", nargs="*", help="more flags for the training, after --")
     return parser.parse_args()
-
-
-def has_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices with instructions of its own."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def parse_bool(word: str) -> bool:

@@ -68,7 +68,17 @@ def model_for_training(
     return cast(VibeVoiceForConditionalGeneration, model)
 
 
-def encoders(config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device) -> SpeechEncoders:
+class RandomEncoders(SpeechEncoders):
+    """Both speech encoders with random weights, which have no checkpoint to be named after."""
+
+    def __init__(
+        self, acoustic: VibeVoiceAcousticTokenizerEncoderModel, semantic: VibeVoiceAcousticTokenizerEncoderModel
+    ) -> None:
+        super().__init__(acoustic, semantic)
+        self.fingerprint = f"random-{str(acoustic.dtype).removeprefix('torch.')}"
+
+
+def encoders(config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device) -> RandomEncoders:
     """Both speech encoders, as `load_encoders` gives them; the same numbers in every dtype but for rounding."""
     audio, semantic, _, _ = parts(config)
     loaded = []
@@ -76,11 +86,9 @@ def encoders(config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device) 
         shapes = {
             name.removeprefix(prefix): shape for name, shape in tensor_shapes(config).items() if name.startswith(prefix)
         }
-        loaded.append(_load(VibeVoiceAcousticTokenizerEncoderModel, part, shapes, dtype, device))
-    return SpeechEncoders(
-        cast(VibeVoiceAcousticTokenizerEncoderModel, loaded[0]),
-        cast(VibeVoiceAcousticTokenizerEncoderModel, loaded[1]),
-    )
+        model = _load(VibeVoiceAcousticTokenizerEncoderModel, part, shapes, dtype, device)
+        loaded.append(cast(VibeVoiceAcousticTokenizerEncoderModel, model))
+    return RandomEncoders(loaded[0], loaded[1])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes", "numpy", "triton")
 
+# Dense bf16 rate of the matrix units by the vendors' data sheets, operations a second, by a part of the device's name.
+DATASHEET_BF16 = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
 Json = dict[str, object]
 
 
@@ -43,23 +46,32 @@ def machine() -> Json:
     return found
 
 
+def datasheet_bf16_flops() -> float | None:
+    """The data sheet's rate of the GPU in use; None without a GPU, or for one that is not listed."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((rate for part, rate in DATASHEET_BF16.items() if part in name), None)
+
+
 def versions() -> Json:
     """Versions of the packages that the numbers depend on; null where one is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
-def write(name: str, numbers: Mapping[str, object], folder: Path = RESULTS) -> Path:
+def write(name: str, numbers: Mapping[str, object], folder: Path = RESULTS, command: str | None = None) -> Path:
     """Write one result file and say where it is.
 
     Args:
         name: the file's name without its ending.
         numbers: what was measured; its own keys come after machine, command, versions and date.
         folder: where to.
+        command: what was run; None for this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": command(),
+        "command": command or own_command(),
         "machine": machine(),
         "versions": versions(),
         **numbers,
@@ -70,7 +82,7 @@ def write(name: str, numbers: Mapping[str, object], folder: Path = RESULTS) -> P
     return path
 
 
-def command() -> str:
+def own_command() -> str:
     """The command line that runs this benchmark again, from the repository's root."""
     module = Path(sys.argv[0]).stem
     return " ".join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])

@@ -1,14 +1,15 @@
 """One training step, taken apart: tokens a second, share of the hardware's arithmetic, memory, time by part.
 
 The model has random weights, drawn on the device; everything else is what `train` runs: rows from a latent store, our
-collate, `Objective` under autocast in bf16, adapters, fused AdamW. What a step must at least compute is counted in
-`benchmarks/README.md`.
+collate, `Objective` under autocast in bf16 (in float32 on a processor without arithmetic for bf16), adapters, fused
+AdamW. What a step must at least compute is counted in `benchmarks/README.md`.
 
     python -m benchmarks.train_step --size 1.5b --recipes lora,full,head-lora --rows 8 --clip_sec 10 --draws 4
 """
 
 import argparse
 import gc
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,20 +21,23 @@ from torch import Tensor
 from transformers import VibeVoiceConfig
 
 from benchmarks import random_model, record
-from benchmarks.ceiling import matmul_flops_per_sec
+from benchmarks.ceiling import has_bf16, matmul_flops_per_sec
 from benchmarks.floor import count_floor
 from benchmarks.synthetic_rows import make_rows
 from benchmarks.timed import TimedObjective
 from benchmarks.watch import Watch
+from vibevoice_finetune.arguments import ModelArguments
 from vibevoice_finetune.data.collate import Batch, collate
 from vibevoice_finetune.data.dataset import Draw, SpeechDataset
+from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
 from vibevoice_finetune.model.objective import LossSums
-from vibevoice_finetune.model.quantize import quantization_config
+from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.model.random_checkpoint import Size
-from vibevoice_finetune.model.vibevoice import facts
-from vibevoice_finetune.training.memory import Estimate, MicroBatch, Recipe, estimate, measure
-from vibevoice_finetune.training.trainer import LossWeights, Terms
+from vibevoice_finetune.training.footprint import MicroBatch, Recipe, measure
+from vibevoice_finetune.training.memory import RUNTIME_BYTES, Estimate, estimate
+from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HEADS: dict[str, Literal["frozen", "full", "lora"]] = {"lora": "frozen", "full": "full", "head-lora": "lora"}
@@ -42,25 +46,38 @@ DROPOUT = 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a model's size, what is trained, how large a step is."""
+    """What is measured: a model's size, what is trained and how, how large a step is.
+
+    Attributes:
+        size: of the model.
+        recipe: what of the head is trained, as in `HEADS`; after it `-4bit` or `-8bit`, and `-recompute`.
+        rows: clips of a step.
+        clip_sec: length of each.
+        draws: noise draws a frame, K.
+        dtype: of frozen weights and autocast.
+    """
 
     size: Size
     recipe: str
     rows: int
     clip_sec: float
     draws: int
-    checkpointing: bool
+    dtype: torch.dtype
 
     @property
     def bits(self) -> int | None:
         """4 or 8 for quantised layers of the language model."""
-        ending = self.recipe.rpartition("-")[2]
-        return int(ending.removesuffix("bit")) if ending.endswith("bit") else None
+        return 4 if "-4bit" in self.recipe else 8 if "-8bit" in self.recipe else None
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the language model recomputes its layers in the backward pass."""
+        return self.recipe.endswith("-recompute")
 
     @property
     def head(self) -> Literal["frozen", "full", "lora"]:
         """What of the diffusion head is trained."""
-        return HEADS[self.recipe.removesuffix("-4bit").removesuffix("-8bit")]
+        return HEADS[re.sub("-(4bit|8bit|recompute)", "", self.recipe)]
 
 
 def main() -> None:
@@ -68,30 +85,40 @@ def main() -> None:
     flags = parse_flags()
     device = torch.device(flags.device)
     torch.manual_seed(0)
-    ceiling = matmul_flops_per_sec(device, torch.bfloat16)
-    results = []
+    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
+    ceiling = matmul_flops_per_sec(device, dtype)
+    results: list[record.Json] = []
+    numbers: record.Json = {
+        "benchmark": "train_step",
+        "dtype": str(dtype).removeprefix("torch."),
+        "matmul_tflops": round(ceiling / 1e12, 3),
+        "results": results,
+    }
     for name in flags.recipes.split(","):
-        case = Case(flags.size, name, flags.rows, flags.clip_sec, flags.draws, flags.checkpointing)
+        case = Case(flags.size, name, flags.rows, flags.clip_sec, flags.draws, dtype)
         results.append(measured(case, device, flags.steps, ceiling))
+        print_row(results[-1])
+        # After each, so that a recipe that fails does not take the ones before it with it.
+        record.write(flags.name or f"train-step-{flags.size}-{device.type}", numbers, Path(flags.out))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        print_row(results[-1])
-    numbers = {"benchmark": "train_step", "matmul_tflops": round(ceiling / 1e12, 3), "results": results}
-    record.write(flags.name or f"train-step-{flags.size}-{device.type}", numbers, Path(flags.out))
 
 
 def parse_flags() -> argparse.Namespace:
     """The benchmark's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["tiny", "1.5b", "7b"], default="tiny")
-    parser.add_argument("--recipes", default="lora,full,head-lora", help=f"of {', '.join(HEADS)}; and with -4bit")
+    parser.add_argument(
+        "--recipes",
+        default="lora,full,head-lora",
+        help="by comma: lora, full or head-lora, with -4bit, -8bit, -recompute after it",
+    )
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--clip_sec", type=float, default=10.0)
     parser.add_argument("--draws", type=int, default=4, help="noise draws a frame, --ddpm_batch_mul")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after three to warm up")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default=str(record.RESULTS), help="folder for the result")
     parser.add_argument("--name", help="name of the result file")
     return parser.parse_args()
@@ -99,27 +126,34 @@ def parse_flags() -> argparse.Namespace:
 
 def measured(case: Case, device: torch.device, num_steps: int, ceiling: float) -> record.Json:
     """The numbers of one case; where memory does not suffice, that and the estimate."""
-    head: record.Json = {"size": case.size, "recipe": case.recipe, "checkpointing": case.checkpointing}
+    head: record.Json = {"size": case.size, "recipe": case.recipe}
     config = random_model.config_of(case.size)
     with tempfile.TemporaryDirectory() as folder:
         rows = make_rows(
-            Path(folder), case.rows, case.clip_sec, case.draws, facts(config), random_model.special_of(case.size)
+            Path(folder),
+            case.rows,
+            case.clip_sec,
+            case.draws,
+            vibevoice.facts(config),
+            random_model.special_of(case.size),
         )
         batch = collate([rows[Draw(0, row)] for row in range(case.rows)])
         predicted = predict(case, config, batch, device)
         head |= {"tokens": batch["counts"].tokens, "frames": batch["counts"].frames, "draws": case.draws}
-        head |= {"estimate_gb": round(predicted.total_bytes / 1e9, 2)}
+        head |= {"estimate_gb": round((predicted.training - RUNTIME_BYTES[device.type]) / 1e9, 2)}
         try:
             return head | run(case, config, rows, device, num_steps, ceiling)
         except torch.OutOfMemoryError as error:
-            return head | {"out_of_memory": str(error).partition(".")[0]}
+            return head | {"not_run": str(error).partition(".")[0]}
+        except UserError as error:  # bitsandbytes is not installed
+            return head | {"not_run": str(error)}
 
 
 def predict(case: Case, config: VibeVoiceConfig, batch: Batch, device: torch.device) -> Estimate:
     """What `estimate` says of this case."""
     recipe = Recipe(
         device=device.type,
-        bf16=True,
+        bf16=case.dtype is torch.bfloat16,
         quantised_bits=case.bits,
         lora_r=8,
         lora_dropout=DROPOUT,
@@ -127,14 +161,20 @@ def predict(case: Case, config: VibeVoiceConfig, batch: Batch, device: torch.dev
         head=case.head,
         train_connectors=False,
         checkpointing=case.checkpointing,
+        attention=attention(device),
         optimizer="adamw_torch_fused",
         ema=False,
         draws=case.draws,
-        accumulates=False,
+        accumulation=1,
         processes=1,
     )
     size = MicroBatch(case.rows, batch["counts"].tokens, batch["counts"].frames, batch["counts"].text)
     return estimate(measure(config), recipe, size, encodes=False)
+
+
+def attention(device: torch.device) -> str:
+    """What `--attn_implementation auto` chooses."""
+    return ModelArguments(model_name_or_path="random").attention(device.type)
 
 
 def run(
@@ -146,22 +186,25 @@ def run(
     time.sleep(3 * watch.every_sec)
     before = watch.peaks["all"].anonymous
     model = random_model.model_for_training(
-        config, torch.bfloat16, device, quantization_config(case.bits) if case.bits else None
+        config, case.dtype, device, quantization_config(case.bits) if case.bits else None
     )
+    if case.bits == 4:
+        keep_trainable(model)
+    vibevoice.language_model(model).set_attn_implementation(attention(device))
     attach(model, AdapterPlan(8, 32, DROPOUT, TARGETS, case.head, train_connectors=False))
     objective = TimedObjective(model, random_model.special_of(case.size)).train()
     if case.checkpointing:
         objective.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=2.5e-5, fused=True)
     for step in range(3):
-        train_step(objective, optimizer, rows, step, device)
+        train_step(objective, optimizer, rows, step, device, bf16=case.dtype is torch.bfloat16)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
     objective.clock.forget()
     began = time.perf_counter()
     for step in range(num_steps):
-        train_step(objective, optimizer, rows, 3 + step, device)
+        train_step(objective, optimizer, rows, 3 + step, device, bf16=case.dtype is torch.bfloat16)
     parts = objective.clock.seconds()
     step_sec = (time.perf_counter() - began) / num_steps
     watch.stop()
@@ -192,7 +235,13 @@ def numbers(
 
 
 def train_step(
-    objective: TimedObjective, optimizer: torch.optim.Optimizer, rows: SpeechDataset, epoch: int, device: torch.device
+    objective: TimedObjective,
+    optimizer: torch.optim.Optimizer,
+    rows: SpeechDataset,
+    epoch: int,
+    device: torch.device,
+    *,
+    bf16: bool,
 ) -> None:
     """What `FinetuneTrainer` does in a step without accumulation."""
     clock = objective.clock
@@ -200,7 +249,7 @@ def train_step(
     host = collate([rows[Draw(epoch, row)] for row in range(len(rows))])
     batch = cast(Batch, {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in host.items()})
     clock.mark("data")
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         sums: LossSums = objective(batch)
     Terms.of(sums, batch["counts"]).total(LossWeights(1.4, 0.04, 0.04)).backward()
     clock.mark("language model")
@@ -212,7 +261,7 @@ def train_step(
 def print_row(result: record.Json) -> None:
     """A result on the terminal."""
     shown = ("recipe", "tokens_per_sec", "audio_sec_per_sec", "mfu_of_matmul", "mfu_of_datasheet", "peak_gb")
-    parts = [f"{name} {result[name]}" for name in (*shown, "estimate_gb", "out_of_memory") if name in result]
+    parts = [f"{name} {result[name]}" for name in (*shown, "estimate_gb", "not_run") if name in result]
     print(f"{result['size']}: " + ", ".join(parts) + f"; ms: {result.get('parts_ms', {})}", flush=True)
 
 
