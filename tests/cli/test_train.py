@@ -142,13 +142,14 @@ def test_float32_where_it_is_promised_and_bf16_elsewhere(line):
 
 def test_it_learns_the_bundled_clips(line, tmp_path):
     extra = (
-        f"--max_steps 150 --learning_rate 5e-3 --train_diffusion_head --ddpm_batch_mul 4 "
+        f"--max_steps 200 --learning_rate 5e-3 --lr_scheduler_type cosine "
+        "--lora_dropout 0 --train_diffusion_head --ddpm_batch_mul 4 "
         f"--validation_jsonl {line()[3]} "
-        "--eval_strategy steps --eval_steps 150 --eval_on_start --per_device_train_batch_size 3 --logging_steps 50"
+        "--eval_strategy steps --eval_steps 200 --eval_on_start --per_device_train_batch_size 3 --logging_steps 50"
     )
     assert main(["train", *line(extra)]) == 0
     before, after = [log for log in logs(tmp_path / "out") if "eval_loss" in log]
-    assert (before["step"], after["step"]) == (0, 150)
+    assert (before["step"], after["step"]) == (0, 200)
     assert after["eval_diffusion_loss"] < before["eval_diffusion_loss"] / 2
     assert after["eval_control_go_accuracy"] == 1.0
     assert after["eval_control_stop_accuracy"] == 1.0

@@ -219,6 +219,7 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
             f"saved in {output_dir}; go on with --resume_from_checkpoint True."
         )
     if trainer.args.should_save:
+        trainer.rotate_checkpoints()
         with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
             trainer.export(output_dir / RESULT)
 

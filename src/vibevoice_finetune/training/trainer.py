@@ -322,8 +322,12 @@ class FinetuneTrainer(Trainer):
         if self.args.should_save:
             with self.window.paused(), checkpoints.writing(folder) as staging:
                 self._write_checkpoint(staging)
-            best = self.state.best_model_checkpoint
-            checkpoints.rotate(output_dir, self.args.save_total_limit, Path(best) if best else None)
+            self.rotate_checkpoints()
+
+    def rotate_checkpoints(self) -> None:
+        """Delete what `--save_total_limit` no longer keeps, also what a kill kept from being deleted."""
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(self.output_dir, self.args.save_total_limit, Path(best) if best else None)
 
     def leave_resumable(self) -> str:
         """After a step broke off for want of memory: drop its gradients and save the steps before it.
