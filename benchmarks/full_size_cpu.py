@@ -12,6 +12,7 @@ matrices in the backward pass runs at 0.4 GFLOP/s, one in float32 at 60, and a s
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def main() -> None:
         metrics = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     numbers = {
         "benchmark": "full_size_cpu",
+        "malloc_mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "train_command": "vibevoice-finetune " + " ".join(word.replace(str(folder), "TMP") for word in words),
         "checkpoint": {"size": flags.size, "bytes": checkpoint_bytes, "write_sec": round(write_sec, 1)},
