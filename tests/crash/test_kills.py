@@ -34,7 +34,9 @@ def test_ten_kills_at_random_moments_change_nothing(jsonl, tmp_path):
     assert tally.by_clock >= 2
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 0.0), (signal.SIGINT, 0.3)])
+@pytest.mark.parametrize(
+    ("number", "seconds"), [(signal.SIGTERM, 0.0), pytest.param(signal.SIGINT, 0.3, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_ends_with_its_own_code(jsonl, tmp_path, number, seconds):
     flags = (*FLAGS, "--max_steps", 300, "--save_steps", 1000, "--lr_scheduler_type", "constant")
     out = tmp_path / "out"

@@ -119,6 +119,7 @@ def test_two_processes_resume_bit_for_bit_with_dropout(runs):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_a_fault_of_one_process_ends_all_with_its_message(tmp_path):
     jsonl = write_rows(tmp_path / "rows")
     words = train_words(jsonl, tmp_path / "out", "--max_steps", 1000, "--per_device_train_batch_size", 1)
@@ -130,6 +131,7 @@ def test_a_fault_of_one_process_ends_all_with_its_message(tmp_path):
     assert time.monotonic() - began < 120, "it hung"
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_the_first_process_ends_all(tmp_path):
     jsonl = write_rows(tmp_path / "rows")
     saving = ("--save_strategy", "steps", "--save_steps", 1)
@@ -150,7 +152,7 @@ def test_a_bad_row_ends_all_and_is_named(tmp_path):
     assert not (tmp_path / "out" / "lora").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_sigterm_to_torchrun_saves(tmp_path, workers):
     jsonl = write_rows(tmp_path / "rows")
     words = train_words(jsonl, tmp_path / "out", "--max_steps", 100_000, "--dataloader_num_workers", workers)
@@ -171,6 +173,7 @@ def test_sigterm_to_torchrun_saves(tmp_path, workers):
     assert state["global_step"] >= 3
 
 
+@pytest.mark.slow
 def test_split_weights_give_the_gradients_of_whole_ones(tmp_path):
     """The objective runs under FSDP2; `train` does not offer it, because checkpoints are written from whole tensors."""
     done = finish(python("tests.distributed.sharded", tmp_path / "found.json", processes=2))
