@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ class Mark:
 def main() -> None:
     """Write the checkpoint, run the training, write the result."""
     flags = parse_flags()
+    # Leave through the `finally` and `with` below, which end the training and remove its folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with tempfile.TemporaryDirectory(prefix="vibevoice-full-size-", dir=flags.work_dir) as name:
         folder = Path(name)
         free = shutil.disk_usage(folder).free
@@ -148,9 +151,12 @@ def run(words: list[str], output_dir: Path, num_steps: int) -> tuple[int, Watch,
     stopped = threading.Event()
     marks = threading.Thread(target=follow, args=(watch, phases(output_dir, num_steps), log, stopped))
     marks.start()
-    code = process.wait()
-    stopped.set()
-    marks.join()
+    try:
+        code = process.wait()
+    finally:  # also when this process is told to end: the training has 10 GB of memory
+        process.kill()
+        stopped.set()
+        marks.join()
     return code, watch, watch.stop()
 
 
