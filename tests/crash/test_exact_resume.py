@@ -15,9 +15,8 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "4-bit" else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_what_goes_on_ends_the_same(tmp_path, name):
     jsonl = write_rows(tmp_path / "rows")
     if name == "4-bit":

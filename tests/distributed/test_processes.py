@@ -152,7 +152,8 @@ def test_a_bad_row_ends_all_and_is_named(tmp_path):
     assert not (tmp_path / "out" / "lora").exists()
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_sigterm_to_torchrun_saves(tmp_path, workers):
     jsonl = write_rows(tmp_path / "rows")
     words = train_words(jsonl, tmp_path / "out", "--max_steps", 100_000, "--dataloader_num_workers", workers)

@@ -33,7 +33,10 @@ TEN_SECONDS = MicroBatch(rows=8, tokens=1840, frames=600, labels=900)
 
 @pytest.mark.parametrize(
     "recipe",
-    [RECIPE, replace(RECIPE, checkpointing=True, head="lora", lora_dropout=0.0)],
+    [
+        RECIPE,
+        pytest.param(replace(RECIPE, checkpointing=True, head="lora", lora_dropout=0.0), marks=pytest.mark.slow),
+    ],
     ids=["head", "recomputed, LoRA"],
 )
 def test_the_estimate_is_within_15_percent_of_what_a_training_takes(recipe: Recipe) -> None:
