@@ -40,19 +40,6 @@ from vibevoice_finetune.model.vibevoice import facts, tensor_shapes
 from vibevoice_finetune.model.weights import StoredTensor, read_tensors
 from vibevoice_finetune.readers import lines_for_adapter, lines_for_checkpoint
 
-MODEL_BLOCKS = {
-    names.LANGUAGE_MODEL: "language model",
-    names.LM_HEAD: "output matrix",
-    names.DIFFUSION_HEAD: "diffusion head",
-    names.ACOUSTIC_CONNECTOR: "acoustic connector",
-    names.SEMANTIC_CONNECTOR: "semantic connector",
-    names.LATENT_SCALE: "latent scale and bias",
-    names.LATENT_BIAS: "latent scale and bias",
-    names.ACOUSTIC_ENCODER: "acoustic encoder",
-    names.ACOUSTIC_DECODER: "acoustic decoder",
-    names.SEMANTIC_ENCODER: "semantic encoder",
-}
-
 
 @dataclass(frozen=True)
 class Change:
@@ -180,7 +167,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, base: Checkpoint | None) -> Inspe
     stored_base = None if base is None else weight_index(base).tensors
     grouped: dict[str, dict[str, StoredTensor]] = {}
     for name, stored in index.tensors.items():
-        title = next(title for prefix, title in MODEL_BLOCKS.items() if name.startswith(prefix))
+        title = next(title for prefix, title in names.BLOCK_TITLES.items() if name.startswith(prefix))
         grouped.setdefault(title, {})[name] = stored
     parts = tuple(
         PartReport(

@@ -32,6 +32,20 @@ SEMANTIC_ENCODER = "model.semantic_tokenizer_encoder."
 SPEECH_TOKENIZERS = (ACOUSTIC_ENCODER, ACOUSTIC_DECODER, SEMANTIC_ENCODER)
 ENCODERS = (ACOUSTIC_ENCODER, SEMANTIC_ENCODER)
 
+BLOCK_TITLES = {
+    LANGUAGE_MODEL: "language model",
+    LM_HEAD: "output matrix",
+    DIFFUSION_HEAD: "diffusion head",
+    ACOUSTIC_CONNECTOR: "acoustic connector",
+    SEMANTIC_CONNECTOR: "semantic connector",
+    LATENT_SCALE: "latent scale and bias",
+    LATENT_BIAS: "latent scale and bias",
+    ACOUSTIC_ENCODER: "acoustic encoder",
+    ACOUSTIC_DECODER: "acoustic decoder",
+    SEMANTIC_ENCODER: "semantic encoder",
+}
+"""What people call each block, by the native prefix of its tensors."""
+
 _STAGES = (
     ("stages.0.{j}.mixer.conv.conv.conv.", "stem.stage.{j}.mixer.conv."),
     ("stages.0.{j}.", "stem.stage.{j}."),

@@ -14,16 +14,6 @@ from vibevoice_finetune.model import names
 from vibevoice_finetune.model.adapters import head_parameters
 from vibevoice_finetune.training.preparation import DataSummary, Prepared
 
-BLOCKS = {
-    names.LANGUAGE_MODEL: "language model",
-    names.LM_HEAD: "output matrix",
-    names.DIFFUSION_HEAD: "diffusion head",
-    names.ACOUSTIC_CONNECTOR: "acoustic connector",
-    names.SEMANTIC_CONNECTOR: "semantic connector",
-    names.LATENT_SCALE: "latent scale and bias",
-    names.LATENT_BIAS: "latent scale and bias",
-}
-
 
 @dataclass(frozen=True)
 class BlockSize:
@@ -41,7 +31,7 @@ def block_sizes(model: nn.Module) -> list[BlockSize]:
     trained: dict[str, int] = defaultdict(int)
     dtypes: dict[str, set[str]] = defaultdict(set)
     for name, parameter in model.named_parameters():
-        block = next(label for prefix, label in BLOCKS.items() if name.startswith(prefix))
+        block = next(label for prefix, label in names.BLOCK_TITLES.items() if name.startswith(prefix))
         totals[block] += parameter.numel()
         trained[block] += parameter.numel() if parameter.requires_grad else 0
         dtypes[block].add(str(parameter.dtype).removeprefix("torch."))
