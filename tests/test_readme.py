@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments, parse
+from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments
+from vibevoice_finetune.parsing import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -15,6 +15,7 @@ ROOMS = (
     "__init__",
     "errors",
     "arguments",
+    "parsing",
     "data.decode",
     "data.audio",
     "data.rows",

@@ -1,41 +1,22 @@
-"""The flags of `train` and `encode`, each declared once with its unit, default and meaning, and how they are parsed.
+"""The flags of `train` and `encode`, each declared once with its unit, default and meaning.
 
-A command line, optionally on top of a YAML file with the same names, becomes three dataclasses: `ModelArguments` (which
-model, what is trained), `DataArguments` (rows and latents) and `FinetuneArguments` (the loop: everything of
-transformers' `TrainingArguments`, and the losses). A combination that cannot be carried out is refused here.
+Three dataclasses: `ModelArguments` (which model, what is trained), `DataArguments` (rows and latents) and
+`FinetuneArguments` (the loop: everything of transformers' `TrainingArguments`, and the losses). A combination that
+cannot be carried out is refused here; `parsing.py` makes them from a command line.
 """
 
-import difflib
 import importlib.util
 import os
-from argparse import SUPPRESS
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from enum import Enum
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from vibevoice_finetune.errors import ArgumentError
 
 LANGUAGE_MODEL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
-
-GONE_FLAGS = {
-    "evaluation_strategy": "--eval_strategy",
-    "logging_dir": "the TENSORBOARD_LOGGING_DIR variable (default: OUTPUT_DIR/runs)",
-    "overwrite_output_dir": "another --output_dir",
-    "save_safetensors": "nothing: weights are always safetensors",
-    "group_by_length": "nothing: rows are packed without padding",
-    "no_cuda": "--use_cpu",
-}
-"""Flags of older scripts that transformers 5 no longer has, and what to write instead."""
-
-SECRETS = ("hub_token",)
-"""Flags that are written to no file."""
 
 
 @dataclass
@@ -306,87 +287,6 @@ class Arguments:
     data: DataArguments
     loop: FinetuneArguments
     given: dict[str, Any]
-
-
-class _Parser(HfArgumentParser):
-    """Raises instead of printing a page of usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ArgumentError(f"{message} (all flags: vibevoice-finetune {self.prog.split()[-1]} --help)")
-
-
-def parse(argv: Sequence[str], command: str = "train") -> Arguments:
-    """Parse a command line; `--config file.yaml` gives values that flags after it on the command line override.
-
-    Raises:
-        ArgumentError: an unknown flag, a value of the wrong kind, a combination that cannot be carried out.
-    """
-    parser = _Parser(
-        [ModelArguments, DataArguments, FinetuneArguments],  # type: ignore[list-item]  # its hint wants a type variable
-        prog=f"vibevoice-finetune {command}",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", default=SUPPRESS, help="YAML file with the same names; the command line wins.")
-    words = list(argv)
-    if not {"--help", "-h"} & set(words):
-        words = _with_config(words)
-    try:
-        model, data, loop, *_, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
-    except ValueError as error:  # transformers' own checks of its arguments
-        raise ArgumentError(" ".join(str(error).split())) from error
-    if unknown:
-        raise ArgumentError(_unknown_flag(unknown[0], [f.name for c in parser.dataclass_types for f in fields(c)]))
-    values = vars(parser.parse_known_args(words)[0])
-    given = {
-        name: value.value if isinstance(value, Enum) else value
-        for name, value in values.items()
-        if value != parser.get_default(name) and name not in SECRETS
-    }
-    return Arguments(model, data, loop, given)
-
-
-def _with_config(words: list[str]) -> list[str]:
-    """Replace `--config FILE` by the flags that the file holds, put first so that the command line wins."""
-    spread = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--config" not in spread:
-        return words
-    at = spread.index("--config")
-    if at + 1 == len(spread):
-        raise ArgumentError("--config needs the path of a YAML file.")
-    path = Path(spread[at + 1])
-    return _flags_of(path) + spread[:at] + spread[at + 2 :]
-
-
-def _flags_of(path: Path) -> list[str]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArgumentError(f"--config {path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ArgumentError(f"--config {path}: expected `name: value` lines with the names of flags.")
-    flags: list[str] = []
-    for name, value in content.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        text = [",".join(map(str, values))] if name in ("lora_target_modules", "layers_to_freeze") else map(str, values)
-        flags += [f"--{name}", *text]
-    return flags
-
-
-def _unknown_flag(word: str, names: list[str]) -> str:
-    name = word.lstrip("-").split("=")[0].replace("-", "_")
-    if name in GONE_FLAGS:
-        return f"--{name} is gone from transformers 5; use {GONE_FLAGS[name]}."
-    if not word.startswith("-"):
-        return f'"{word}" belongs to no flag; a value with spaces needs quotation marks.'
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean --{close[0]}?" if close else " (all flags: --help)."
-    return f"{word} is no flag{hint}"
 
 
 def _check(flag: str, value: Any, holds: bool, expected: str) -> None:

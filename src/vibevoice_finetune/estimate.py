@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import VibeVoiceConfig
 
-from vibevoice_finetune.arguments import Arguments, parse
+from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.data.audio import AudioSource, num_frames
 from vibevoice_finetune.data.latents import LatentStore, Segment
 from vibevoice_finetune.data.manifest import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
@@ -31,6 +31,7 @@ from vibevoice_finetune.model.configs import config_to_native
 from vibevoice_finetune.model.random_checkpoint import Size, original_config
 from vibevoice_finetune.model.tokenizer import load_tokenizer
 from vibevoice_finetune.model.vibevoice import ModelFacts, facts
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training.footprint import MicroBatch, measure
 from vibevoice_finetune.training.memory import (
     CARDS_GIB,

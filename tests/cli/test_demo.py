@@ -7,8 +7,8 @@ import matplotlib.image
 import pytest
 
 from vibevoice_finetune import cli, demo
-from vibevoice_finetune.arguments import parse
 from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.parsing import parse
 
 
 def test_the_demo_makes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

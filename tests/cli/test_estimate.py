@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from vibevoice_finetune import cli
-from vibevoice_finetune.arguments import parse
 from vibevoice_finetune.demo import SPEECH
 from vibevoice_finetune.estimate import predict
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training.memory import estimate_for
 from vibevoice_finetune.training.preparation import prepare
 

@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 import vibevoice_finetune
-from vibevoice_finetune.arguments import parse
 from vibevoice_finetune.cli import main
 from vibevoice_finetune.model.adapters import trainable_parameters
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training import run
 from vibevoice_finetune.training.preparation import prepare
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vibevoice_finetune.arguments import parse
 from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.parsing import parse
 
 WORDS = ["--train_jsonl", "x.jsonl", "--model_name_or_path", "m", "--output_dir", "out", "--use_cpu", "True"]
 

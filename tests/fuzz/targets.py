@@ -16,7 +16,6 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from vibevoice_finetune.arguments import parse
 from vibevoice_finetune.data.audio import AudioSource, load_audio, parse_audio
 from vibevoice_finetune.data.latents import Latents, LatentStore
 from vibevoice_finetune.data.manifest import BadRows, Columns, read_jsonl
@@ -25,6 +24,7 @@ from vibevoice_finetune.data.scripts import read_scripts
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.model.adapter_folder import open_adapter
 from vibevoice_finetune.model.adapter_info import AdapterInfo, FileRecord, write_info
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training.checkpoints import MARKER, is_complete
 
 MAX_MESSAGE = 20_000

@@ -6,8 +6,9 @@ from dataclasses import fields
 import pytest
 from transformers import TrainingArguments
 
-from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments, parse
+from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments
 from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.parsing import parse
 
 REAL_LINE = (
     "--model_name_or_path M --processor_name_or_path P --dataset_name D --text_column_name text "

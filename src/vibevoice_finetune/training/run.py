@@ -23,7 +23,7 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
-from vibevoice_finetune.arguments import Arguments, parse
+from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
 from vibevoice_finetune.hub_upload import Upload, add_training_to_card, push_result, take_upload
 from vibevoice_finetune.model import vibevoice
@@ -33,6 +33,7 @@ from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerp
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.model.portable import save_adapter
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training import checkpoints
 from vibevoice_finetune.training.identity import check_same_run, identity
 from vibevoice_finetune.training.memory import Estimate, estimate_for

@@ -5,8 +5,8 @@ import shlex
 import pytest
 
 from tests.rows import Small
-from vibevoice_finetune.arguments import parse
 from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training.identity import check_same_run, differences, identity
 
 LINE = "--model_name_or_path M --train_jsonl F --output_dir O --do_train --report_to none"

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.medium_model import RECIPE, as_argument, config
-from vibevoice_finetune.arguments import Arguments, parse
+from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.data.plan import PlannedRow, PromptSource
 from vibevoice_finetune.model.configs import config_to_native
 from vibevoice_finetune.model.random_checkpoint import original_config
+from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training.footprint import FLOAT32, MicroBatch, Recipe, measure, trained_numbers
 from vibevoice_finetune.training.memory import (
     GIB,
