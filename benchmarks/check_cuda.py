@@ -29,6 +29,7 @@ from vibevoice_finetune.data.dataset import Draw
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.checkpoint import (
     Checkpoint,
     load_encoders,
@@ -158,11 +159,11 @@ def packing(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[Ch
         examples = [rows[Draw(0, row)] for row in range(8)]
         together = [collate(examples)]
         apart = [collate([example]) for example in examples]
-        for attention in ("sdpa", "eager"):
+        for attention in ("varlen", "sdpa", "eager"):
 
             def learn(batches: list[Batch], attention: str = attention) -> tuple[Tensor, Tensor]:
                 objective = Objective(load_for_training(small.checkpoint, dtype, device), small.special)
-                vibevoice.language_model(objective.model).set_attn_implementation(attention)
+                set_attention(vibevoice.language_model(objective.model), attention)
                 total = torch.zeros((), device=device)
                 for batch in batches:
                     sums = forward(objective, batch, dtype, device)

@@ -53,8 +53,10 @@ if [ -n "$dry_run" ]; then
   stage "step, small" benchmarks.train_step --device cpu --size tiny --steps 2 --rows 2 --clip_sec 3 \
     --recipes lora,full,head-lora,full-recompute,head-lora-4bit-recompute
   stage "latents, small" benchmarks.encode_store --device cpu --size tiny --seconds 20
+  stage "attention, small" benchmarks.packed_attention --device cpu --rows 2x20 --repeats 2
 else
   stage "checks" benchmarks.check_cuda
+  stage "attention" benchmarks.packed_attention --rows 8x110,8x400,32x110,1x2048
   stage "step, 1.5B" benchmarks.train_step --size 1.5b --steps 15 \
     --recipes lora,full,head-lora,full-recompute,full-4bit
   stage "step, 7B" benchmarks.train_step --size 7b --steps 6 \

@@ -32,6 +32,7 @@ from vibevoice_finetune.data.dataset import Draw, SpeechDataset
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.objective import LossSums
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.model.random_checkpoint import Size
@@ -55,6 +56,7 @@ class Case:
         clip_sec: length of each.
         draws: noise draws a frame, K.
         dtype: of frozen weights and autocast.
+        attention: of the language model.
     """
 
     size: Size
@@ -63,6 +65,7 @@ class Case:
     clip_sec: float
     draws: int
     dtype: torch.dtype
+    attention: str
 
     @property
     def bits(self) -> int | None:
@@ -91,11 +94,13 @@ def main() -> None:
     numbers: record.Json = {
         "benchmark": "train_step",
         "dtype": str(dtype).removeprefix("torch."),
+        "attention": flags.attention or attention(device),
         "matmul_tflops": round(ceiling / 1e12, 3),
         "results": results,
     }
     for name in flags.recipes.split(","):
-        case = Case(flags.size, name, flags.rows, flags.clip_sec, flags.draws, dtype)
+        chosen = flags.attention or attention(device)
+        case = Case(flags.size, name, flags.rows, flags.clip_sec, flags.draws, dtype, chosen)
         results.append(measured(case, device, flags.steps, ceiling))
         print_row(results[-1])
         # After each, so that a recipe that fails does not take the ones before it with it.
@@ -117,6 +122,11 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--clip_sec", type=float, default=10.0)
     parser.add_argument("--draws", type=int, default=4, help="noise draws a frame, --ddpm_batch_mul")
+    parser.add_argument(
+        "--attention",
+        choices=["varlen", "varlen_kernel", "sdpa", "eager", "flash_attention_2"],
+        help="default: what --attn_implementation auto chooses; varlen_kernel is torch.nn.attention.varlen",
+    )
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after three to warm up")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default=str(record.RESULTS), help="folder for the result")
@@ -161,7 +171,7 @@ def predict(case: Case, config: VibeVoiceConfig, batch: Batch, device: torch.dev
         head=case.head,
         train_connectors=False,
         checkpointing=case.checkpointing,
-        attention=attention(device),
+        attention=case.attention.removesuffix("_kernel"),
         optimizer="adamw_torch_fused",
         ema=False,
         draws=case.draws,
@@ -190,7 +200,7 @@ def run(
     )
     if case.bits == 4:
         keep_trainable(model)
-    vibevoice.language_model(model).set_attn_implementation(attention(device))
+    set_attention(vibevoice.language_model(model), case.attention)
     attach(model, AdapterPlan(8, 32, DROPOUT, TARGETS, case.head, train_connectors=False))
     objective = TimedObjective(model, random_model.special_of(case.size)).train()
     if case.checkpointing:

@@ -39,6 +39,7 @@ ROOMS = (
     "model.original_config",
     "model.configs",
     "model.vibevoice",
+    "model.attention",
     "model.hub",
     "model.weights",
     "model.checkpoint",

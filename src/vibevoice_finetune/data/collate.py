@@ -1,8 +1,7 @@
 """Examples to a batch: rows laid end to end in one sequence, nothing padded.
 
-Positions restart at every row, and attention never crosses a row because the language model is called without a
-mask and without a cache, from which transformers builds block-diagonal attention (see `model/objective.py`). All
-indices of a batch point into its flattened tokens.
+Positions restart at every row, and the batch says how long each row is, so that attention never crosses a row (see
+`model/attention.py` and `model/objective.py`). All indices of a batch point into its flattened tokens.
 
 Shapes: T tokens of all rows together, F target frames, V voice-prompt frames, N text labels, M control decisions,
 C acoustic dim, S semantic dim, K = ddpm_batch_mul.
@@ -45,6 +44,8 @@ class Batch(TypedDict):
 
     input_ids: Tensor  # (1, T) int64
     position_ids: Tensor  # (1, T) int64, restarting at every row
+    row_lengths: NotRequired[list[int]]  # tokens of each packed row; here, not on the device, so that none waits for it
+    row_borders: NotRequired[Tensor]  # (rows + 1,) int32: where each begins, and the end of the last
     attention_mask: NotRequired[Tensor]  # (B, T): only for rows that are padded instead of packed
     voice_index: Tensor  # (V,) int64
     target_index: Tensor  # (F,) int64
@@ -81,10 +82,13 @@ def collate(examples: Sequence[Example]) -> Batch:
     ([[5, 6, 9, 7, 8, 9, 9]], [[0, 1, 2, 0, 1, 2, 3]])
     >>> batch["target_index"].tolist(), batch["condition_index"].tolist()
     ([2, 5, 6], [1, 4, 5])
+    >>> batch["row_lengths"], batch["row_borders"].tolist()
+    ([3, 4], [0, 3, 7])
     """
     sequences = [example.sequence for example in examples]
     lengths = [len(sequence.token_ids) for sequence in sequences]
-    offsets = np.cumsum([0, *lengths[:-1]])
+    borders = np.cumsum([0, *lengths])
+    offsets = borders[:-1]
 
     def joined(parts: Sequence[NDArray[np.generic]]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts))
@@ -95,6 +99,8 @@ def collate(examples: Sequence[Example]) -> Batch:
     batch = Batch(
         input_ids=joined([s.token_ids for s in sequences])[None],
         position_ids=joined([np.arange(length) for length in lengths])[None],
+        row_lengths=lengths,
+        row_borders=torch.from_numpy(borders.astype(np.int32)),
         voice_index=shifted([s.voice_positions for s in sequences]),
         target_index=shifted([s.target_positions for s in sequences]),
         condition_index=shifted([s.condition_positions for s in sequences]),

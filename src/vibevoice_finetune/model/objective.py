@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vibevoice_finetune.data.collate import Batch
 from vibevoice_finetune.data.prompt import CONTROL_FRAME, SpecialTokens
 from vibevoice_finetune.model import vibevoice
+from vibevoice_finetune.model.attention import row_arguments
 from vibevoice_finetune.model.losses import (
     control_cross_entropy_sum,
     control_logits,
@@ -107,14 +108,18 @@ class Objective(nn.Module):
     def hidden_states(self, embeddings_BTD: Tensor, batch: Batch) -> Tensor:
         """Last hidden states, flattened to (B · T, D).
 
-        Without a mask and with `use_cache=False`, restarting positions make the attention block-diagonal; with a cache
-        the rows of a packed batch would silently attend to each other.
+        Attention keeps packed rows apart by their lengths (varlen, flash attention) or by restarting positions (sdpa,
+        eager). For the latter there must be no mask and `use_cache=False`; with a cache the rows would silently attend
+        to each other.
         """
+        padding_BT = batch.get("attention_mask")
+        rows = {} if padding_BT is not None else row_arguments(batch["row_lengths"], batch["row_borders"])
         output = vibevoice.language_model(self.model)(
             inputs_embeds=embeddings_BTD,
-            attention_mask=batch.get("attention_mask"),
+            attention_mask=padding_BT,
             position_ids=batch["position_ids"],
             use_cache=False,
+            **rows,
         )
         hidden_BTD: Tensor = output.last_hidden_state
         return hidden_BTD.flatten(0, 1)

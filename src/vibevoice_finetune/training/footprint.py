@@ -108,7 +108,7 @@ class Recipe:
         head: what of the diffusion head is trained.
         train_connectors: whether both connectors are trained.
         checkpointing: whether the language model recomputes its layers in the backward pass.
-        attention: its attention: "sdpa", "eager" or "flash_attention_2".
+        attention: its attention: "varlen", "sdpa", "eager" or "flash_attention_2".
         optimizer: value of `--optim`.
         ema: whether an average of the trained weights is kept.
         draws: K.
@@ -242,7 +242,9 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     lora = sum(targeted.values())
     if not recipe.bf16 and not recipe.lora_dropout:
         # Without a cast and without dropout, LoRA reads tensors of which one copy is kept.
-        lora -= FLOAT32 * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + ("o_proj" in targeted))
+        # Of attention's output there are two where rows were attended to by themselves and then joined.
+        output = "o_proj" in targeted and not (recipe.attention == "varlen" and batch.rows > 1)
+        lora -= FLOAT32 * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + output)
         lora -= FLOAT32 * d * _doubles(targeted, ("gate_proj", "up_proj"))
     return batch.tokens * (norms + _attention_bytes(size, recipe, batch) + feed_forward + lora)
 
@@ -294,8 +296,10 @@ def encoding_bytes(size: ModelSize) -> float:
 def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     """What attention keeps of a token: queries, keys, values and the output; and what lies between them."""
     a, d = recipe.activation, size.hidden
-    if recipe.attention == "flash_attention_2":
-        return a * (2 * d + 2 * size.key_value) + FLOAT32 * size.heads
+    if recipe.attention in ("flash_attention_2", "varlen"):
+        # On GPUs, float32 rows get keys and values of all heads: of PyTorch's kernels, only flash takes fewer.
+        repeated = recipe.attention == "varlen" and recipe.device == "cuda" and not recipe.bf16
+        return a * (2 * d + 2 * (d if repeated else size.key_value)) + FLOAT32 * size.heads
     if recipe.attention == "eager":
         # All scores after the softmax, in float32 and, for the product with the values, in the dtype of those.
         scores = FLOAT32 + (a if recipe.bf16 else 0)

@@ -29,6 +29,7 @@ from vibevoice_finetune.hub_upload import Upload, add_training_to_card, push_res
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach
+from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.model.portable import save_adapter
@@ -166,7 +167,7 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     model = load_for_training(prepared.checkpoint, dtype, loop.device, quantization_config(bits) if bits else None)
     if bits == 4:
         keep_trainable(model)
-    vibevoice.language_model(model).set_attn_implementation(model_args.attention(loop.device.type))
+    set_attention(vibevoice.language_model(model), model_args.attention(loop.device.type))
     set_seed(loop.seed)
     attach(model, plan)
     return Objective(model, prepared.special), plan

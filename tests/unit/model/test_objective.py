@@ -1,5 +1,7 @@
 """The training forward on a few frames: nothing leaks, and rows of a batch do not see each other."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,10 @@ from tests.rows import Small
 from vibevoice_finetune.data.collate import Batch, collate
 from vibevoice_finetune.data.dataset import Draw
 from vibevoice_finetune.model import vibevoice
+from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.objective import LossSums
+
+ATTENTION = ["varlen", "sdpa", "eager"]  # flash_attention_2 needs a GPU
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -38,10 +43,10 @@ def test_a_frame_does_not_see_itself_but_the_next_one_does(small):
             assert moved.tolist() == [False, False, False, True, True, True, True]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_packed_rows_equal_rows_alone(small, attention):
     objective = small.objective()
-    vibevoice.language_model(objective.model).set_attn_implementation(attention)
+    set_attention(vibevoice.language_model(objective.model), attention)
     dataset = small.dataset()
     examples = [dataset[Draw(0, row)] for row in range(8)]
     packed = objective(collate(examples))
@@ -50,14 +55,18 @@ def test_packed_rows_equal_rows_alone(small, attention):
         assert packed[name].item() == pytest.approx(sum(sums[name].item() for sums in alone), rel=1e-5), name
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_gradients_equal_rows_alone(small, attention):
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_packed_gradients_equal_rows_alone(small, attention, recomputed):
     dataset = small.dataset()
     examples = [dataset[Draw(0, row)] for row in range(8)]
 
     def gradients(batches):
-        objective = small.objective()
-        vibevoice.language_model(objective.model).set_attn_implementation(attention)
+        objective = small.objective().train()
+        set_attention(vibevoice.language_model(objective.model), attention)
+        if recomputed:
+            objective.activation_checkpointing_enable()
+        assert objective.is_activation_checkpointing == recomputed
         for batch in batches:
             sums = objective(batch)
             (sums["diffusion"] + sums["text"] + sums["control"]).backward()
@@ -70,6 +79,27 @@ def test_packed_gradients_equal_rows_alone(small, attention):
     for name, gradient in together.items():
         scale = apart[name].abs().max()
         assert (gradient - apart[name]).abs().max() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_row_does_not_see_the_rows_beside_it(small, attention):
+    """Change the first row of three: its own conditions move, those of the others not by a bit."""
+    objective = small.objective()
+    set_attention(vibevoice.language_model(objective.model), attention)
+    batch = collate([small.dataset()[Draw(0, row)] for row in (0, 1, 3)])
+    assert batch["row_lengths"] == [len(ids) for ids in rows_of(batch)]
+    other = {**batch, "input_ids": batch["input_ids"].clone()}
+    other["input_ids"][0, 0] += 1
+    with torch.no_grad():
+        before, after = conditions(objective, batch), conditions(objective, other)
+    moved = (before != after).any(-1)
+    assert moved.tolist() == [True] * 5 + [False] * 9 + [False] * 7  # frames of the rows
+
+
+def rows_of(batch):
+    """Token ids of each row, cut where positions restart."""
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    return [batch["input_ids"][0, a:b] for a, b in pairwise([*starts, batch["input_ids"].shape[1]])]
 
 
 def padded(examples) -> Batch:
@@ -98,6 +128,13 @@ def test_padded_rows_equal_packed_rows(small):
     packed, rectangular = objective(collate(examples)), objective(padded(examples))
     for name in LossSums.__annotations__:
         assert packed[name].item() == pytest.approx(rectangular[name].item(), rel=1e-5), name
+
+
+def test_varlen_attention_refuses_padded_rows(small):
+    objective = small.objective()
+    set_attention(vibevoice.language_model(objective.model), "varlen")
+    with pytest.raises(ValueError, match="for packed rows"):
+        objective(padded([small.dataset()[Draw(0, row)] for row in (0, 2)]))
 
 
 def test_velocity_equals_the_head_called_with_repeated_conditions(small):

@@ -16,6 +16,7 @@ from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.training.footprint import MicroBatch, Recipe
 
@@ -32,7 +33,7 @@ RECIPE = Recipe(
     head="full",
     train_connectors=False,
     checkpointing=False,
-    attention="sdpa",
+    attention="varlen",
     optimizer="adamw_torch_fused",
     ema=False,
     draws=4,
@@ -74,7 +75,7 @@ def objective(model_config: VibeVoiceConfig, recipe: Recipe) -> Objective:
     """The model with everything attached that the recipe names, ready to train."""
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     model = vibevoice.VibeVoiceWithoutTokenizers(model_config).to(dtype)
-    vibevoice.language_model(model).set_attn_implementation(recipe.attention)
+    set_attention(vibevoice.language_model(model), recipe.attention)
     plan = AdapterPlan(
         recipe.lora_r, 32, recipe.lora_dropout, recipe.lora_targets, recipe.head, recipe.train_connectors
     )
@@ -98,6 +99,8 @@ def packed_batch(rows: int, tokens: int, voice: int, frames: int, draws: int) ->
     return Batch(
         input_ids=torch.randint(4, 100, (1, rows * tokens)),
         position_ids=torch.arange(tokens).repeat(rows)[None],
+        row_lengths=[tokens] * rows,
+        row_borders=torch.arange(rows + 1, dtype=torch.int32) * tokens,
         voice_index=in_every_row(2, 2 + voice),
         target_index=target,
         condition_index=target - 1,

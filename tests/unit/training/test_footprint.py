@@ -22,9 +22,11 @@ RECIPES = {
     "bf16, LoRA on the head": replace(RECIPE, bf16=True, head="lora"),
     "bf16, LoRA on two layers": replace(RECIPE, bf16=True, head="frozen", lora_targets=("q_proj", "down_proj")),
     "bf16, no dropout": replace(RECIPE, bf16=True, lora_dropout=0.0),
+    "bf16, sdpa": replace(RECIPE, bf16=True, attention="sdpa"),
     "bf16, eager": replace(RECIPE, bf16=True, attention="eager"),
     "bf16, connectors": replace(RECIPE, bf16=True, train_connectors=True),
     "float32, head": RECIPE,
+    "float32, sdpa": replace(RECIPE, attention="sdpa"),
     "float32, no dropout": replace(RECIPE, lora_dropout=0.0, head="frozen"),
     "float32, LoRA on the head": replace(RECIPE, head="lora"),
 }
@@ -106,6 +108,7 @@ def test_attention_kinds() -> None:
     def layer(attention: str) -> float:
         return footprint.layer_bytes(size, replace(bf16, attention=attention), batch) / batch.tokens
 
+    assert layer("varlen") == layer("flash_attention_2")
     keys_and_values = 2 * BF16 * (64 - 16)  # 2 of 8 heads
     mask = BF16 * 3 * 37
     assert layer("sdpa") - layer("flash_attention_2") == pytest.approx(keys_and_values + mask)

@@ -1,0 +1,123 @@
+"""Attention of packed rows without a mask: each row by itself, as `--attn_implementation varlen`.
+
+Why: transformers keeps packed rows apart by a block-diagonal mask over the whole batch. It grows with the square of the
+batch, all but a few of its blocks are empty, and PyTorch's flash kernels take no mask. The batch knows where its rows
+end, on the host, so the queries, keys and values are cut there instead, and each row is attended to causally.
+
+In: the lengths that `language_model(...)` is called with. Out: two attention functions that transformers calls in each
+layer. Shapes: B batch (1 for packed rows), H heads, G heads of keys and values, T tokens, E width of a head.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import Qwen2Model
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vibevoice_finetune.errors import ArgumentError
+
+VARLEN = "varlen"
+VARLEN_KERNEL = "varlen_kernel"
+"""PyTorch's own kernel for packed rows; for benchmarks, it was never run here."""
+
+
+def set_attention(language_model: Qwen2Model, name: str) -> None:
+    """Choose the attention of a language model, by a value of `--attn_implementation` or `VARLEN_KERNEL`.
+
+    Raises:
+        ArgumentError: the model's layers attend to a sliding window, which is not done row by row.
+    """
+    if name in (VARLEN, VARLEN_KERNEL):
+        if language_model.has_sliding_layers:
+            raise ArgumentError(
+                "--attn_implementation varlen: this model attends to a sliding window, which only a mask expresses; "
+                "use --attn_implementation sdpa."
+            )
+        # A name without a mask function of its own gets no mask.
+        ALL_ATTENTION_FUNCTIONS.register(VARLEN, _attend_by_row)
+        ALL_ATTENTION_FUNCTIONS.register(VARLEN_KERNEL, _attend_in_one_kernel)
+    language_model.set_attn_implementation(name)
+
+
+def row_arguments(lengths: Sequence[int], borders: Tensor) -> dict[str, Any]:
+    """What `language_model(...)` is given so that every kind of attention knows the rows without asking the device.
+
+    Args:
+        lengths: tokens of each row.
+        borders: (rows + 1,) int32, first tokens of the rows and the end of the last; on the device.
+    """
+    longest = max(lengths)
+    return {
+        "row_lengths": lengths,
+        # transformers' names for flash attention, which would else look for the rows in `position_ids`, in each layer.
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _attend_by_row(
+    _module: nn.Module,
+    query_BHTE: Tensor,
+    key_BGTE: Tensor,
+    value_BGTE: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    row_lengths: Sequence[int] | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """One call of PyTorch's attention a row; the result is (B, T, H, E)."""
+    lengths = _lengths(row_lengths, attention_mask)
+    groups = query_BHTE.shape[1] // key_BGTE.shape[1]
+    # Of the kernels for GPUs, only flash attention takes fewer heads of keys and values, and it takes no float32.
+    repeated = groups > 1 and query_BHTE.is_cuda and query_BHTE.dtype is torch.float32
+    if repeated:
+        key_BGTE, value_BGTE = (part.repeat_interleave(groups, dim=1) for part in (key_BGTE, value_BGTE))
+    rows = zip(*(part.split_with_sizes(lengths, dim=2) for part in (query_BHTE, key_BGTE, value_BGTE)), strict=True)
+    attended = [
+        F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=groups > 1 and not repeated
+        ).transpose(1, 2)
+        for query, key, value in rows
+    ]
+    return (attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)).contiguous(), None
+
+
+def _attend_in_one_kernel(
+    _module: nn.Module,
+    query_BHTE: Tensor,
+    key_BGTE: Tensor,
+    value_BGTE: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    row_lengths: Sequence[int] | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """`torch.nn.attention.varlen`, in bf16 or float16 on a GPU; without dropout, which Qwen2 has none of."""
+    _lengths(row_lengths, attention_mask)
+    assert cu_seq_lens_q is not None
+    query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query_BHTE, key_BGTE, value_BGTE))
+    borders, longest = cu_seq_lens_q, max_length_q
+    attended_THE = varlen_attn(
+        *(query, key, value, borders, borders, longest, longest),
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return cast(Tensor, attended_THE).unsqueeze(0), None
+
+
+def _lengths(row_lengths: Sequence[int] | None, attention_mask: Tensor | None) -> list[int]:
+    if row_lengths is None or attention_mask is not None:
+        raise ValueError("varlen attention is for packed rows: it needs their lengths and takes no mask")
+    return list(row_lengths)
