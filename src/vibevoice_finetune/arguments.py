@@ -16,6 +16,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from vibevoice_finetune.errors import ArgumentError
 
+FSDP_FLAGS = ("false", "true", "full_shard", "full_shard auto_wrap")
+SPLIT_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 LANGUAGE_MODEL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 
@@ -236,7 +238,10 @@ class FinetuneArguments(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing  # the old name, without its warning
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
+        self._splits_weights = self._takes_fsdp()
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.splits_weights and self.world_size == 1:
+            raise ArgumentError("--fsdp splits weights over processes, but there is one; start several with torchrun.")
 
     def _check_own(self) -> None:
         if self.output_dir is None:
@@ -257,12 +262,49 @@ class FinetuneArguments(TrainingArguments):
             _check(f"--{name}", weight, weight >= 0, "at least 0")
 
     def _check_launcher(self) -> None:
-        """Refuse what would split the weights: checkpoints need whole tensors, and on CPUs plain DDP would run."""
-        for name, flag in (("fsdp", self.fsdp), ("deepspeed", self.deepspeed)):
-            if flag or os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
-                raise ArgumentError(
-                    f"--{name} (or accelerate's): weights are not split over processes; use torchrun, --load_in_4bit."
-                )
+        if self.deepspeed or _asks_for("DEEPSPEED"):
+            raise ArgumentError(
+                "--deepspeed (or accelerate's): not supported; --fsdp splits weights, gradients and the optimizer's "
+                "state over processes, in plain PyTorch."
+            )
+        if self.fsdp_config:
+            raise ArgumentError("--fsdp_config: there is nothing to set; --fsdp splits layer by layer.")
+        asked = str(self.fsdp or FSDP_FLAGS[0]).lower()
+        if asked not in FSDP_FLAGS:
+            raise ArgumentError(f"--fsdp {asked}: only full_shard is offered: weights, gradients and optimizer split.")
+        offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
+        if _asks_for("FSDP") and offload:
+            raise ArgumentError("accelerate's fsdp_offload_params: weights stay on the GPUs; set it to false.")
+        if self.splits_by_request and self.optim not in SPLIT_OPTIMIZERS:
+            raise ArgumentError(
+                f"--optim {self.optim}: cannot work on split tensors; with --fsdp use {' or '.join(SPLIT_OPTIMIZERS)}."
+            )
+
+    def _takes_fsdp(self) -> bool:
+        """Whether weights are to be split; the request is taken away from transformers and accelerate.
+
+        They would wrap the model once more, with checkpoints of their own, and on CPUs run plain DDP and say nothing.
+        """
+        wanted = self.splits_by_request
+        self.fsdp = None
+        if _asks_for("FSDP"):
+            os.environ["ACCELERATE_USE_FSDP"] = "false"
+        return wanted
+
+    @property
+    def splits_by_request(self) -> bool:
+        """Whether the flag or accelerate's configuration asks for FSDP; only until transformers has read them."""
+        return str(self.fsdp or "false").lower() != "false" or _asks_for("FSDP")
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether weights, gradients and the optimizer's state are split over processes (FSDP2)."""
+        return self._splits_weights
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """For transformers: split weights lie where they belong, and moving them would fail."""
+        return False if self._splits_weights else None
 
     @property
     def evaluates(self) -> bool:
@@ -290,6 +332,11 @@ class Arguments:
     data: DataArguments
     loop: FinetuneArguments
     given: dict[str, Any]
+
+
+def _asks_for(what: str) -> bool:
+    """Whether accelerate's launcher asks for this."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
 
 
 def _check(flag: str, value: Any, holds: bool, expected: str) -> None:

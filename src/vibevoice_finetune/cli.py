@@ -8,6 +8,7 @@ A `UserError` becomes one line on stderr and exit code 2; anything else that is 
 keeps its traceback.
 """
 
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
@@ -82,6 +83,8 @@ def _run(words: list[str]) -> None:
     elif first == "--version":
         print(f"{PROGRAM} {__version__}")  # noqa: T201
     else:
+        # On processors with AVX512-BF16, importing peft makes bitsandbytes recommend a kernel that is of no use here.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         _find(first).load()(rest)
 
 

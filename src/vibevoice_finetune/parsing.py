@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -26,6 +26,8 @@ GONE_FLAGS = {
     "no_cuda": "--use_cpu",
 }
 """Flags of older scripts that transformers 5 no longer has, and what to write instead."""
+
+MAX_CONFIG_BYTES = 1_000_000
 
 SECRETS = ("hub_token",)
 """Flags that are written to no file."""
@@ -70,6 +72,16 @@ def parse(argv: Sequence[str], command: str = "train") -> Arguments:
     return Arguments(model, data, loop, given)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Takes no aliases: a few lines of them, each naming the one before ten times, unfold to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse where another value is referred to."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken; write the value out")
+        return super().compose_node(parent, index)
+
+
 def _with_config(words: list[str]) -> list[str]:
     """Replace `--config FILE` by the flags that the file holds, put first so that the command line wins."""
     spread = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
@@ -84,7 +96,9 @@ def _with_config(words: list[str]) -> list[str]:
 
 def _flags_of(path: Path) -> list[str]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_CONFIG_BYTES or not path.is_file():
+            raise ArgumentError(f"--config {path}: is no file of at most {MAX_CONFIG_BYTES:,} bytes.")
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
     except OSError as error:
         raise ArgumentError(f"--config {path}: cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

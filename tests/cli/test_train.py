@@ -93,6 +93,7 @@ def test_the_command_lines_that_people_have_train(kind, few, tiny_checkpoint, tm
     assert done.returncode == 0, done.stderr
     assert "steps 5 (1 an epoch), effective batch 128 rows" in done.stderr
     assert "the result is" in done.stderr
+    assert "Failed to load" not in done.stderr, "a library talks to our user about its own parts"
     result = tmp_path / "out" / "lora"
     assert {path.name for path in result.iterdir()} >= {
         "adapter_config.json",
@@ -170,6 +171,16 @@ def test_resume_continues_and_a_taken_folder_is_refused(line, tmp_path, capsys):
     assert main(["train", *short, "--max_steps", "4", "--resume_from_checkpoint", "True", "--allow_changed_run"]) == 0
     assert "going on from" in capsys.readouterr().err.replace("\n", " ")
     assert [log["step"] for log in logs(tmp_path / "out") if "loss" in log] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_without_the_optimizer_is_not_gone_on_from(line, tmp_path, capsys):
+    short = line("--save_strategy steps --save_steps 1 --save_only_model")
+    assert main(["train", *short]) == 0
+    longer = ("--max_steps", "4", "--allow_changed_run", "--resume_from_checkpoint")
+    for wanted in ("True", str(tmp_path / "out" / "checkpoint-2")):
+        capsys.readouterr()
+        assert main(["train", *short, *longer, wanted]) == 2
+        assert "checkpoint-2: was saved with --save_only_model" in capsys.readouterr().err
 
 
 def test_debug_save_writes_the_untrained_parts_first(line, tmp_path):

@@ -11,42 +11,33 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.processes import GOLDEN, MODEL
 from tests.rows import Small
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
-from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.sharding import gathered, own_part, split
 from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 
-def gradients(small: Small, numbers: list[int], counts, *, sharded: bool) -> dict[str, torch.Tensor]:
-    """Gradients of the loss of some rows, divided by the counts of all rows."""
+def gradients(small: Small, numbers: list[int], counts, *, sharded: bool) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradients of the loss of some rows, divided by the counts of all rows; the share of all weights held here."""
     objective = small.objective()
     torch.manual_seed(3)
     attach(objective.model, AdapterPlan(4, 8, 0.0, ("q_proj", "v_proj"), "full", True, ()))
-    parameters = trainable_parameters(objective.model)
-    names = set(parameters)
     if sharded:
-        scalars = {p for p in objective.parameters() if p.dim() == 0}
-        for layer in vibevoice.language_model(objective.model).layers:
-            fully_shard(layer)
-        fully_shard(objective, ignored_params=scalars)
-        parameters = {name: p for name, p in objective.model.named_parameters() if name in names}
+        split(objective, objective.model, torch.device("cpu"), dist.get_world_size())
     rows = small.dataset()
     sums = objective(collate([rows[Draw(0, number)] for number in numbers]))
     factor = float(dist.get_world_size()) if sharded else 1.0
     Terms.of(sums, counts, factor).total(LossWeights(1.0, 1.0, 1.0)).backward()
-    found = {}
-    for name, parameter in parameters.items():
-        gradient = parameter.grad
-        found[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-        if sharded:
-            assert isinstance(gradient, DTensor), f"{name} is not split"
-    return found
+    weights = list(objective.parameters())
+    share = sum(own_part(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
+    found = {name: parameter.grad for name, parameter in trainable_parameters(objective.model).items()}
+    assert all(isinstance(gradient, DTensor) == sharded for gradient in found.values())
+    return gathered(found, keep=True), share
 
 
 def main(out: Path) -> None:
@@ -56,13 +47,14 @@ def main(out: Path) -> None:
     small = Small(MODEL, Path(tempfile.mkdtemp()), GOLDEN / "tokenizer")
     rows = small.dataset()
     counts = collate([rows[Draw(0, number)] for number in range(4)])["counts"]
-    whole = gradients(small, [0, 1, 2, 3], counts, sharded=False)
-    split = gradients(small, [[0, 1], [2, 3]][rank], counts, sharded=True)
+    whole, _ = gradients(small, [0, 1, 2, 3], counts, sharded=False)
+    parts, share = gradients(small, [[0, 1], [2, 3]][rank], counts, sharded=True)
     if rank == 0:
         worst = max(
-            ((whole[name] - split[name]).abs().max() / whole[name].abs().max().clamp_min(1e-8)).item() for name in whole
+            ((whole[name] - parts[name]).abs().max() / whole[name].abs().max().clamp_min(1e-8)).item() for name in whole
         )
-        out.write_text(json.dumps({"tensors": len(whole), "worst": worst, "same names": whole.keys() == split.keys()}))
+        same = whole.keys() == parts.keys()
+        out.write_text(json.dumps({"tensors": len(whole), "worst": worst, "same names": same, "share": share}))
     dist.destroy_process_group()
 
 

@@ -1,25 +1,55 @@
-"""Ways to start several processes that do not do what they promise are refused."""
+"""Ways to start several processes: what is taken, and what is refused because it would not do what it promises."""
+
+import os
 
 import pytest
 
+from vibevoice_finetune.cli import main
 from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.parsing import parse
 
 WORDS = ["--train_jsonl", "x.jsonl", "--model_name_or_path", "m", "--output_dir", "out", "--use_cpu", "True"]
 
 
-@pytest.mark.parametrize("flags", [["--fsdp", "full_shard"], ["--deepspeed", "zero2.json"]])
-def test_flags_that_split_weights_are_refused(flags):
-    with pytest.raises(ArgumentError, match=f"{flags[0]} .*: weights are not split over processes"):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--deepspeed", "zero2.json"), "--deepspeed .*: not supported; --fsdp splits"),
+        (("--fsdp", "offload"), "--fsdp offload: only full_shard"),
+        (("--fsdp", "--fsdp_config", '{"version": 2}'), "--fsdp_config: there is nothing to set"),
+        (("--fsdp", "--optim", "adamw_bnb_8bit"), "--optim adamw_bnb_8bit: cannot work on split tensors"),
+        (("--fsdp", "full_shard"), "--fsdp splits weights over processes, but there is one"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(flags, message):
+    with pytest.raises(ArgumentError, match=message):
         parse([*WORDS, *flags])
 
 
-@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
-def test_so_are_launchers_that_ask_for_it(name, monkeypatch):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-    with pytest.raises(ArgumentError, match=f"--{name} .*accelerate's.*: weights are not split"):
+def test_so_are_launchers_that_ask_for_deepspeed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ArgumentError, match=r"--deepspeed .*accelerate's.*: not supported"):
         parse(WORDS)
 
 
-def test_without_them_nothing_is_refused():
-    assert parse(WORDS).loop.world_size == 1
+def test_a_launcher_that_asks_for_fsdp_is_heard(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ArgumentError, match="but there is one"):
+        parse(WORDS)
+    assert os.environ["ACCELERATE_USE_FSDP"] == "false", "accelerate would wrap the model a second time"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(ArgumentError, match="fsdp_offload_params"):
+        parse(WORDS)
+
+
+@pytest.mark.parametrize("flags", [(), ("--fsdp", "False")])
+def test_without_them_nothing_is_refused(flags):
+    loop = parse([*WORDS, *flags]).loop
+    assert loop.world_size == 1
+    assert not loop.splits_weights
+
+
+def test_a_refusal_is_one_line_on_the_command_line(capsys):
+    assert main(["train", *WORDS, "--do_train", "--fsdp"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

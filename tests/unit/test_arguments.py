@@ -1,6 +1,7 @@
 """The flags: which there are, what they default to, and what is refused."""
 
 import shlex
+import time
 from dataclasses import fields
 
 import pytest
@@ -181,7 +182,13 @@ def test_config_file_and_the_command_line_wins(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("lora_rr: 3", "did you mean"), ("- a\n- b", "expected `name: value` lines"), ("a: [", "is not YAML")],
+    [
+        ("lora_rr: 3", "did you mean"),
+        ("- a\n- b", "expected `name: value` lines"),
+        ("a: [", "is not YAML"),
+        ("lora_r: &a 3\nlora_alpha: *a", r"aliases \(\*name\) are not taken"),
+        ("#" * 1_000_001, "no file of at most 1,000,000 bytes"),
+    ],
 )
 def test_bad_config_files(tmp_path, text, message):
     config = tmp_path / "run.yaml"
@@ -190,6 +197,23 @@ def test_bad_config_files(tmp_path, text, message):
         parse([*SHORT.split(), "--config", str(config)])
     with pytest.raises(ArgumentError, match=r"nowhere.yaml: cannot be read"):
         parse(["--config", str(tmp_path / "nowhere.yaml")])
+
+
+def test_a_config_file_that_unfolds_to_gigabytes_is_refused_at_once(tmp_path):
+    """Nine lines, each naming the one before nine times: 9^9 strings."""
+    config = tmp_path / "run.yaml"
+    lines = ['a0: &a0 ["ha", "ha", "ha", "ha", "ha", "ha", "ha", "ha", "ha"]']
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    config.write_text("\n".join(lines))
+    began = time.perf_counter()
+    with pytest.raises(ArgumentError, match="aliases"):
+        parse([*SHORT.split(), "--config", str(config)])
+    assert time.perf_counter() - began < 1
+
+
+def test_a_config_file_that_never_ends_is_refused():
+    with pytest.raises(ArgumentError, match="is no file"):
+        parse([*SHORT.split(), "--config", "/dev/zero"])
 
 
 def test_given_repeats_the_run_and_holds_no_secret(tmp_path):

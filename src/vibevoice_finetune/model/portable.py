@@ -49,13 +49,14 @@ from vibevoice_finetune.model.adapters import (
     lora_matrices,
 )
 from vibevoice_finetune.model.configs import config_to_original
+from vibevoice_finetune.model.sharding import whole
 
 CARD_FILE = "README.md"
 
 Tensors = dict[str, Tensor]
 
 
-def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: AdapterInfo) -> None:
+def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: AdapterInfo, *, writes: bool = True) -> None:
     """Write the trained parts of a model as a portable adapter.
 
     It is written beside and renamed: `folder` holds either what it held before or all of the new adapter. A folder
@@ -66,11 +67,14 @@ def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: Adapte
         plan: what was trained.
         folder: usually `OUT/lora`.
         info: what is known beside the tensors.
+        writes: False in a process that only hands out its parts of split tensors.
 
     Raises:
         AdapterError: a trained tensor is not finite, or the disk is full or not writable; `folder` is as it was.
     """
-    write_adapter(folder, _tensor_files(model, plan), _json_files(model, plan, info), plan, info)
+    files = _tensor_files(model, plan)
+    if writes:
+        write_adapter(folder, files, _json_files(model, plan, info), plan, info)
 
 
 def write_adapter(
@@ -227,7 +231,7 @@ def _check_finite(files: Mapping[str, Tensors]) -> None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32).contiguous()
+    return whole(tensor.detach()).to("cpu", torch.float32).contiguous()
 
 
 def _original(block: Block, name: str) -> str:

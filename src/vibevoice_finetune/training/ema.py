@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vibevoice_finetune.model.sharding import put
+
 
 class Ema:
     """The average of a set of parameters.
@@ -61,7 +63,7 @@ class Ema:
         assert set(state) == {*self.average, NUM_UPDATES}, "an average of other parameters"
         self.num_updates = int(state[NUM_UPDATES])
         for name, average in self.average.items():
-            average.copy_(state[name])
+            put(average, state[name])
 
 
 NUM_UPDATES = "ema.num_updates"

@@ -115,6 +115,7 @@ class Recipe:
         accumulation: micro-batches of an optimizer step.
         processes: processes that train together.
         max_tokens: value of `--max_tokens_per_batch`.
+        splits: whether the processes hold a share each of all weights, gradients and the optimizer's state.
     """
 
     device: str
@@ -133,6 +134,12 @@ class Recipe:
     accumulation: int
     processes: int
     max_tokens: int | None = None
+    splits: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of what may be split, what this process holds."""
+        return 1 / self.processes if self.splits else 1.0
 
     @property
     def activation(self) -> int:
@@ -210,6 +217,14 @@ def trained_numbers(size: ModelSize, recipe: Recipe) -> int:
         + (size.head if recipe.head == "full" else 0)
         + (size.connectors if recipe.train_connectors else 0)
     )
+
+
+def gathered_bytes(size: ModelSize, recipe: Recipe) -> float:
+    """What of split weights is whole at a time: two layers of the language model, and all that is in no layer."""
+    if not recipe.splits:
+        return 0.0
+    in_layers = sum(map(math.prod, size.language_model.values()))
+    return recipe.activation * (2 * in_layers / size.layers + size.other + size.connectors)
 
 
 def weight_bytes(size: ModelSize, recipe: Recipe) -> float:

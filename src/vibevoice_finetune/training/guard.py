@@ -17,6 +17,7 @@ from types import FrameType
 from torch import Tensor, nn
 
 from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.model.sharding import own_part
 
 SPIKES_FILE = "spikes.jsonl"
 SPIKE_FACTOR = 6.0
@@ -103,7 +104,7 @@ class Guard:
         names = [
             name
             for name, parameter in parameters.items()
-            if parameter.grad is not None and not math.isfinite(parameter.grad.float().sum().item())
+            if parameter.grad is not None and not math.isfinite(own_part(parameter.grad).float().sum().item())
         ]
         rows = ", ".join(row for micro_batch in self.micro_batches for row in micro_batch.rows)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -61,7 +61,8 @@ def identity(
 ) -> Identity:
     """The facts to compare, as JSON.
 
-    The rows of an optimizer step count as a product, so that they may be split over another number of processes.
+    The rows of an optimizer step (or its micro-batches, if those are filled by tokens) count as a product, so that they
+    may be split over another number of processes.
     """
     loop = arguments.loop
     found: Identity = {"base model": base_fingerprint}
@@ -71,10 +72,11 @@ def identity(
     for part, names in ((arguments.model, MODEL_FLAGS), (arguments.data, DATA_FLAGS), (loop, LOOP_FLAGS)):
         values = vars(part)
         found |= {f"--{name}": _plain(values[name]) for name in names}
+    micro_batches = loop.gradient_accumulation_steps * loop.world_size
     if arguments.data.max_tokens_per_batch is None:
-        found["rows of an optimizer step"] = (
-            loop.per_device_train_batch_size * loop.gradient_accumulation_steps * loop.world_size
-        )
+        found["rows of an optimizer step"] = loop.per_device_train_batch_size * micro_batches
+    else:
+        found["micro-batches of an optimizer step"] = micro_batches
     found_again: Identity = json.loads(json.dumps(found))
     return found_again
 
@@ -116,7 +118,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = then.get(name), now.get(name)
         if old == new:
             continue
-        flag_like = name.startswith(("--", "rows of"))
+        flag_like = name.startswith(("--", "rows of", "micro-batches of"))
         found.append(f"{name} {old} → {new}" if flag_like else f"other {name}")
     return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers.training_args import OptimizerNames
 
-from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.arguments import SPLIT_OPTIMIZERS, Arguments
 from vibevoice_finetune.data.plan import PlannedRow
 from vibevoice_finetune.data.sampler import RowBatches, TokenBatches
 from vibevoice_finetune.training import footprint
@@ -117,7 +117,10 @@ def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: boo
     when the diffusion head's gradients are there and its activations are gone; the optimizer's step.
     """
     trained = footprint.trained_numbers(size, recipe)
-    gradients = FLOAT32 * trained * (2 if recipe.processes > 1 else 1)  # and the buckets that are exchanged
+    exchanged = recipe.processes > 1 and not recipe.splits
+    gradients = 1.0 * FLOAT32 * trained * (2 if exchanged else 1)  # and the buckets that are exchanged
+    if recipe.accumulation == 1:  # else they are whole until the last micro-batch
+        gradients *= recipe.share
     # Under autocast every trained matrix has a bf16 copy from its first use to the end of the backward pass.
     copies = footprint.BF16 * trained if recipe.bf16 else 0
     language_model = footprint.language_model_bytes(size, recipe, batch)
@@ -130,15 +133,17 @@ def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: boo
             footprint.logits_bytes(size, batch),
         ),
         (gradients, language_model + copies, footprint.backward_bytes(size, recipe, batch)),
-        (gradients, 0.0, FLOAT32 * trained if unfused else 0.0),
+        (gradients, 0.0, recipe.share * FLOAT32 * trained if unfused else 0.0),
     )
     gradients_then, activations, workspace = max(moments, key=sum)
     runtime = RUNTIME_BYTES.get(recipe.device, RUNTIME_BYTES["cuda"])
+    held = recipe.share * trained
     parts = (
-        Part("frozen weights", footprint.weight_bytes(size, recipe)),
-        Part("trained weights", FLOAT32 * trained),
-        Part("optimizer", footprint.optimizer_bytes(recipe) * trained),
-        Part("moving average", FLOAT32 * trained if recipe.ema else 0),
+        Part("frozen weights", recipe.share * footprint.weight_bytes(size, recipe)),
+        Part("gathered weights", footprint.gathered_bytes(size, recipe)),
+        Part("trained weights", FLOAT32 * held),
+        Part("optimizer", footprint.optimizer_bytes(recipe) * held),
+        Part("moving average", FLOAT32 * held if recipe.ema else 0),
         Part("gradients", gradients_then),
         Part("activations", activations),
         Part("work space", workspace),
@@ -202,6 +207,7 @@ def recipe_of(arguments: Arguments, device: str) -> Recipe:
         accumulation=loop.gradient_accumulation_steps,
         processes=loop.world_size,
         max_tokens=arguments.data.max_tokens_per_batch,
+        splits=loop.splits_weights,
     )
 
 
@@ -292,13 +298,22 @@ def _single_row(now: Estimate) -> Changed | None:
 
 
 def _four_bit(now: Estimate) -> Changed | None:
-    return None if now.recipe.quantised_bits else _again(now, "--load_in_4bit True", quantised_bits=4)
+    return (
+        None if now.recipe.quantised_bits or now.recipe.splits else _again(now, "--load_in_4bit True", quantised_bits=4)
+    )
 
 
 def _small_optimizer(now: Estimate) -> Changed | None:
-    if now.recipe.device != "cuda" or footprint.optimizer_bytes(now.recipe) < FLOAT32:
+    if now.recipe.device != "cuda" or now.recipe.splits or footprint.optimizer_bytes(now.recipe) < FLOAT32:
         return None
     return _again(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
+
+
+def _split(now: Estimate) -> Changed | None:
+    recipe = now.recipe
+    if recipe.processes == 1 or recipe.splits or recipe.quantised_bits or recipe.optimizer not in SPLIT_OPTIMIZERS:
+        return None
+    return _again(now, "--fsdp full_shard", splits=True)
 
 
 def _no_average(now: Estimate) -> Changed | None:
@@ -319,6 +334,7 @@ CHANGES: tuple[Change, ...] = (
     _bf16,
     _half_batch,
     _checkpointing,
+    _split,
     _single_row,
     _four_bit,
     _small_optimizer,

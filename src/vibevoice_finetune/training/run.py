@@ -34,13 +34,15 @@ from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerp
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.model.portable import save_adapter
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.model.sharding import is_split, split
 from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training import checkpoints
 from vibevoice_finetune.training.identity import check_same_run, identity
 from vibevoice_finetune.training.memory import Estimate, estimate_for
 from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
 from vibevoice_finetune.training.report import print_report
-from vibevoice_finetune.training.trainer import IDENTITY_FILE, FinetuneTrainer
+from vibevoice_finetune.training.snapshot import read_identity, with_optimizer
+from vibevoice_finetune.training.trainer import FinetuneTrainer
 
 RESULT = "lora"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
@@ -65,7 +67,7 @@ def train(words: Sequence[str]) -> None:
     base_fingerprint = model_fingerprint(prepared.checkpoint)
     this_run = identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set)
     if resume is not None and not loop.allow_changed_run:
-        check_same_run(json.loads((resume / IDENTITY_FILE).read_text(encoding="utf-8")), this_run, str(resume))
+        check_same_run(read_identity(resume), this_run, str(resume))
     expected = estimate_for(arguments, prepared) if loop.do_train else None
     if expected is not None:
         console.print(f"memory {expected.line()}", highlight=False)
@@ -141,12 +143,12 @@ def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Pa
                 f"--resume_from_checkpoint {wanted}: is no complete checkpoint; complete ones in {output_dir}: "
                 f"{', '.join(folder.name for folder in found) or 'none'}."
             )
-        return Path(wanted)
+        return with_optimizer(Path(wanted))
     if not found:
         console.print(f"no complete checkpoint in {output_dir}: starting from the beginning", style="yellow")
         return None
     console.print(f"going on from {found[-1]}", highlight=False)
-    return found[-1]
+    return with_optimizer(found[-1])
 
 
 def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterPlan]:
@@ -164,19 +166,31 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     )
     dtype = torch.bfloat16 if loop.bf16 else torch.float32
     bits = model_args.quantised_bits
-    model = load_for_training(prepared.checkpoint, dtype, loop.device, quantization_config(bits) if bits else None)
+    if bits and loop.splits_weights:
+        raise ArgumentError(
+            f"--fsdp and --load_in_{bits}bit: packed weights cannot be split; leave one of the two out."
+        )
+    # A model that is to be split is loaded beside the GPU, which never holds more of it than its share and a layer.
+    device = torch.device("cpu") if loop.splits_weights else loop.device
+    model = load_for_training(prepared.checkpoint, dtype, device, quantization_config(bits) if bits else None)
     if bits == 4:
         keep_trainable(model)
     set_attention(vibevoice.language_model(model), model_args.attention(loop.device.type))
     set_seed(loop.seed)
     attach(model, plan)
-    return Objective(model, prepared.special), plan
+    objective = Objective(model, prepared.special)
+    if loop.splits_weights:
+        split(objective, model, loop.device, loop.world_size)
+    return objective, plan
 
 
 def exporter(
     arguments: Arguments, prepared: Prepared, objective: Objective, plan: AdapterPlan, base_fingerprint: str
 ) -> Callable[[Path], None]:
-    """A function that writes the portable result of the model as it stands into a folder."""
+    """A function that writes the portable result of the model as it stands into a folder.
+
+    All processes call it; the first one writes.
+    """
     has_prompts = any(row.has_prompts for row in prepared.train_set.rows) if prepared.train_set else False
     info = AdapterInfo(
         base_model=arguments.model.model_name_or_path,
@@ -186,8 +200,11 @@ def exporter(
         settings=arguments.given,
     )
 
+    writes = arguments.loop.process_index == 0
+
     def export(folder: Path) -> None:
-        save_adapter(objective.model, plan, folder, info)
+        if writes or is_split(objective):
+            save_adapter(objective.model, plan, folder, info, writes=writes)
 
     return export
 
@@ -222,8 +239,8 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
         )
     if trainer.args.should_save:
         trainer.rotate_checkpoints()
-        with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
-            trainer.export(output_dir / RESULT)
+    with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
+        trainer.export(output_dir / RESULT)
 
 
 def hand_over(result: Path, prepared: Prepared, upload: Upload | None, console: Console) -> None:

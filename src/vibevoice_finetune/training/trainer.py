@@ -5,11 +5,10 @@ over all micro-batches and processes of a step and divided once; evaluation weig
 weights; a checkpoint holds the trained tensors, not the model, and appears whole or not at all.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -28,18 +27,15 @@ from vibevoice_finetune.data.dataset import SpeechDataset
 from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatches
 from vibevoice_finetune.model.adapters import trainable_parameters
 from vibevoice_finetune.model.objective import LossSums, Objective
+from vibevoice_finetune.model.sharding import is_split, whole
 from vibevoice_finetune.training import checkpoints
 from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile, StopCallback
 from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.guard import Guard, MicroBatch, StopRequest
 from vibevoice_finetune.training.identity import Identity
 from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, control_accuracy
+from vibevoice_finetune.training.snapshot import Snapshot
 
-TRAINABLE_FILE = "trainable.safetensors"
-EMA_FILE = "ema.safetensors"
-TRAINER_STATE = "trainer_state.json"
-GUARD_FILE = "guard.json"
-IDENTITY_FILE = "run.json"
 NOTHING = Counts(0, 0, 0, 0, 0)
 DROPOUT_STREAM = 4
 """Last number of the seed of dropout; 0 to 2 are the streams of the rows, 3 that of their order."""
@@ -83,6 +79,7 @@ class FinetuneTrainer(Trainer):
         self.stop = StopRequest()
         self.stop_agreed = False
         self.micro_batch = 0
+        self.is_split = is_split(objective)
         callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
         super().__init__(
             model=objective,
@@ -94,10 +91,13 @@ class FinetuneTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LossProgress())
+        # With split weights the model sees to placement and gradient exchange itself, as one that transformers splits
+        # while loading does; set after the base class has refused to resume those.
+        self.is_distributed_loading_by_transformers = self.is_split
         self.loss_is_scaled_for_ga = True
         self.weights = LossWeights.of(args)
         self.export = export
-        self.identity = identity
+        self.snapshot = Snapshot(self.parameters, self.ema, self.guard, identity)
         self.window = Window(args.device)
         self.step_counts = NOTHING
         self.loss_before_step = torch.zeros((), device=args.device)
@@ -211,6 +211,16 @@ class FinetuneTrainer(Trainer):
             self.guard.micro_batches.append(MicroBatch(inputs["rows"], losses))
         return terms.total(self.weights)
 
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Split weights: exchange gradients after the last micro-batch of a step only."""
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
+
     def _seed_dropout(self) -> None:
         """Make the draws of dropout depend on seed, step and micro-batch alone, whichever process has it.
 
@@ -224,7 +234,7 @@ class FinetuneTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | None:
         """The gradient's norm, after which the step is accepted or skipped; the one wait for the device in a step."""
         total = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        norm = torch.as_tensor(total, device=self.args.device).float()
+        norm = whole(torch.as_tensor(total, device=self.args.device)).float()
         loss_and_norm = torch.stack([self._tr_loss - self.loss_before_step, norm]).tolist()
         good = all(map(math.isfinite, loss_and_norm[1 if self.args.world_size > 1 else 0 :]))
         self.window.end_step(self.step_counts, good=good)
@@ -319,10 +329,13 @@ class FinetuneTrainer(Trainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
         self.store_flos()
-        if self.args.should_save:
-            with self.window.paused(), checkpoints.writing(folder) as staging:
-                self._write_checkpoint(staging)
-            self.rotate_checkpoints()
+        with self.window.paused():
+            if self.args.should_save:
+                with checkpoints.writing(folder) as staging:
+                    self._write_checkpoint(staging)
+                self.rotate_checkpoints()
+            elif self.is_split:
+                self._write_checkpoint(folder)
 
     def rotate_checkpoints(self) -> None:
         """Delete what `--save_total_limit` no longer keeps, also what a kill kept from being deleted."""
@@ -337,6 +350,8 @@ class FinetuneTrainer(Trainer):
         """
         for parameter in self.parameters.values():
             parameter.grad = None
+        if self.is_split:
+            return "the steps since the last checkpoint are lost, because the other processes hold parts of them."
         if self.state.global_step == 0:
             return "not even the first step fits; nothing was saved."
         assert self.model is not None
@@ -344,34 +359,24 @@ class FinetuneTrainer(Trainer):
         return f"step {self.state.global_step} was saved; change the flags, then --resume_from_checkpoint True."
 
     def _write_checkpoint(self, folder: Path) -> None:
-        save_file({name: p.detach().contiguous() for name, p in self.parameters.items()}, folder / TRAINABLE_FILE)
-        if self.ema is not None:
-            save_file(self.ema.state_dict(), folder / EMA_FILE)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(folder))
+        """Write all but the marker; a process that does not write only hands out its parts of split tensors."""
+        writes = self.args.should_save
+        optimizer = None if self.args.save_only_model else self.optimizer
+        self.snapshot.write(folder, self.state, optimizer, self.lr_scheduler, keep=writes)
+        if writes and optimizer is not None:
             self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / TRAINER_STATE))
-        (folder / GUARD_FILE).write_text(json.dumps(self.guard.state_dict()), encoding="utf-8")
-        (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
         with self.averaged():
             self.export(folder / "lora")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        self._load_parameters(folder)
-        self.guard.load_state_dict(json.loads((folder / GUARD_FILE).read_text(encoding="utf-8")))
-        if self.ema is not None:
-            self.ema.load_state_dict(load_file(folder / EMA_FILE))
+        self.snapshot.read_weights(Path(resume_from_checkpoint))
+        self.snapshot.read_guard(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            assert self.optimizer is not None
+            assert self.lr_scheduler is not None
+            self.snapshot.read_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
     def _load_best_model(self) -> None:
-        folder = Path(str(self.state.best_model_checkpoint))
-        self._load_parameters(folder)
-        if self.ema is not None:
-            self.ema.load_state_dict(load_file(folder / EMA_FILE))
-
-    @torch.no_grad()
-    def _load_parameters(self, folder: Path) -> None:
-        state = load_file(folder / TRAINABLE_FILE)  # copied from there: safetensors knows no device called "cpu:0"
-        assert set(state) == set(self.parameters), f"{folder}: a checkpoint of other parameters"
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[name])
+        self.snapshot.read_weights(Path(str(self.state.best_model_checkpoint)))

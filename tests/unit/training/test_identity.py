@@ -48,6 +48,12 @@ def test_changed_flags_are_named(small, extra, named):
     assert differences(of(small), of(small, extra)) == [named]
 
 
+def test_of_batches_by_tokens_the_number_in_a_step_counts(small):
+    by_tokens = "--max_tokens_per_batch 100"
+    accumulated = f"{by_tokens} --gradient_accumulation_steps 2"
+    assert differences(of(small, by_tokens), of(small, accumulated)) == ["micro-batches of an optimizer step 1 → 2"]
+
+
 def test_other_rows_and_another_base_are_named(small):
     with pytest.raises(
         ArgumentError, match=r"checkpoint-3 .* other base model; other training rows.*allow_changed_run"

@@ -246,6 +246,10 @@ def test_resuming_gives_the_same_weights_and_metrics(small, tmp_path):
             assert {k: v for k, v in one.items() if k not in timed} == {
                 k: v for k, v in other.items() if k not in timed
             }
+        resumed = [log for log in logs_of(folder) if log["step"] > stopped_at]
+        losses = [log["loss"] for log in resumed if "loss" in log]
+        (closing,) = [log["train_loss"] for log in resumed if "train_loss" in log]
+        assert closing == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(small, tmp_path):
