@@ -62,7 +62,8 @@ def attach(model: nn.Module, plan: AdapterPlan) -> None:
     """Freeze the model, and make trainable what the plan names.
 
     LoRA's first matrix is drawn from torch's global generator, which the caller seeds; its second one is zero, so the
-    model computes what it did before. Trainable tensors become float32, a fully trained block as a whole.
+    model computes what it did before. Trainable tensors become float32, a fully trained block as a whole; a model with
+    frozen weights in bf16 is therefore to be run under autocast.
 
     Raises:
         ArgumentError: the plan does not fit the model or trains nothing; the model is as it was.
@@ -217,7 +218,10 @@ def _inject_for_training(block: nn.Module, plan: AdapterPlan, targets: tuple[str
         target_modules=list(targets),
         task_type=TaskType.FEATURE_EXTRACTION,
     )
-    _inject(block, config)
+    for layer in _inject(block, config).values():
+        # PEFT would make a float32 copy of every input, which autocast rounds back to the same bf16 at once. Generation
+        # runs without autocast and keeps the cast.
+        layer.cast_input_dtype_enabled = False
 
 
 def _inject(block: nn.Module, config: LoraConfig) -> dict[str, LoraLayer]:

@@ -148,10 +148,10 @@ class Recipe:
 
     @property
     def dropout_mask(self) -> int:
-        """Bytes a number that dropout keeps beside its output; a processor keeps the mask in float32."""
+        """Bytes a number that dropout keeps beside its output; a processor keeps the mask in its input's dtype."""
         if not self.lora_dropout:
             return 0
-        return FLOAT32 if self.device == "cpu" else 1
+        return self.activation if self.device == "cpu" else 1
 
 
 @dataclass(frozen=True)
@@ -255,12 +255,12 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
         if ".layers.0." in name and _is_target(name, recipe.lora_targets)
     }
     lora = sum(targeted.values())
-    if not recipe.bf16 and not recipe.lora_dropout:
-        # Without a cast and without dropout, LoRA reads tensors of which one copy is kept.
+    if not recipe.lora_dropout:
+        # Without dropout, LoRA reads tensors of which one copy is kept.
         # Of attention's output there are two where rows were attended to by themselves and then joined.
         output = "o_proj" in targeted and not (recipe.attention == "varlen" and batch.rows > 1)
-        lora -= FLOAT32 * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + output)
-        lora -= FLOAT32 * d * _doubles(targeted, ("gate_proj", "up_proj"))
+        lora -= a * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + output)
+        lora -= a * d * _doubles(targeted, ("gate_proj", "up_proj"))
     return batch.tokens * (norms + _attention_bytes(size, recipe, batch) + feed_forward + lora)
 
 

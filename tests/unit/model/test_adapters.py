@@ -111,6 +111,58 @@ def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
     )
 
 
+def with_peft_cast(case: AdapterPlan, *, cast: bool) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Loss, gradients and kept bytes under bf16 autocast, with PEFT's cast of the input to float32 or as attached."""
+    torch.manual_seed(0)
+    model = small_model(dtype=torch.bfloat16).train()
+    attach(model, case)
+    train_at_random(model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            assert not module.cast_input_dtype_enabled
+            module.cast_input_dtype_enabled = cast
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        value = loss(model, torch.Generator().manual_seed(1))
+    value.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in trainable_parameters(model).items() if p.grad is not None}
+    return value, gradients, sum(kept.values())
+
+
+EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def test_without_pefts_cast_nothing_changes_under_autocast() -> None:
+    """bf16 → float32 → bf16 is the identity: losses and gradients are equal in every bit, and less is kept."""
+    case = plan(lora_target_modules=EVERYWHERE, head="lora", lora_dropout=0.0)
+    (with_cast, its_gradients, more), (without, gradients, less) = (
+        with_peft_cast(case, cast=cast) for cast in (True, False)
+    )
+    assert torch.equal(with_cast, without)
+    assert gradients.keys() == its_gradients.keys()
+    assert len(gradients) > 2 * len(EVERYWHERE)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, its_gradients[name]), name
+    assert less < more
+
+
+def test_without_pefts_cast_dropout_keeps_half_the_mask() -> None:
+    case = plan(lora_target_modules=EVERYWHERE, head="frozen", lora_dropout=0.5)
+    (_, _, more), (_, _, less) = (with_peft_cast(case, cast=cast) for cast in (True, False))
+    # Four tokens; six layers read D numbers, down_proj 24. The embeddings need no gradient, so the first q, k and v keep
+    # no mask.
+    masked = 4 * (LAYERS * (6 * HIDDEN + 24) - 3 * HIDDEN)
+    assert more - less == 2 * masked  # bf16 instead of float32
+
+
 @combinations
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_after_two_steps_the_trained_tensors_moved_and_no_other(case: AdapterPlan, checkpointing: bool) -> None:
@@ -329,7 +381,9 @@ def test_lora_over_4bit_layers_trains_and_merges() -> None:
     model.train()
     optimizer = torch.optim.Adam(trained.values(), lr=0.01)
     for _ in range(2):
-        loss(model, torch.Generator().manual_seed(1)).backward()  # type: ignore[no-untyped-call]
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(model, torch.Generator().manual_seed(1))
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     assert all(bool(layer.lora_B["default"].weight.any()) for layer in layers.values())
