@@ -113,8 +113,8 @@ def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
 
 def with_peft_cast(case: AdapterPlan, *, cast: bool) -> tuple[Tensor, dict[str, Tensor], int]:
     """Loss, gradients and kept bytes under bf16 autocast, with PEFT's cast of the input to float32 or as attached."""
-    torch.manual_seed(0)
     model = small_model(dtype=torch.bfloat16).train()
+    torch.manual_seed(0)
     attach(model, case)
     train_at_random(model)
     for module in model.modules():
