@@ -240,8 +240,6 @@ class FinetuneArguments(TrainingArguments):
             self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
         self._splits_weights = self._takes_fsdp()
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.splits_weights and self.world_size == 1:
-            raise ArgumentError("--fsdp splits weights over processes, but there is one; start several with torchrun.")
 
     def _check_own(self) -> None:
         if self.output_dir is None:
@@ -290,6 +288,15 @@ class FinetuneArguments(TrainingArguments):
         if _asks_for("FSDP"):
             os.environ["ACCELERATE_USE_FSDP"] = "false"
         return wanted
+
+    def check_processes(self, processes: int) -> None:
+        """Refuse what needs several processes if there is one.
+
+        Raises:
+            ArgumentError: weights are to be split, over nobody.
+        """
+        if self.splits_weights and processes == 1:
+            raise ArgumentError("--fsdp splits weights over processes, but there is one; start several with torchrun.")
 
     @property
     def splits_by_request(self) -> bool:

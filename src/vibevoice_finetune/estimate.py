@@ -116,12 +116,12 @@ def predict(words: Sequence[str]) -> Prediction:
     model_facts = facts(config)
     workload = _workload(arguments, own, model_facts, checkpoint)
     size = measure(config)
-    recipe = recipe_of(arguments, "cpu" if arguments.given.get("use_cpu") else "cuda")
+    recipe = recipe_of(arguments, "cpu" if arguments.given.get("use_cpu") else "cuda", own.processes)
     if not workload.rows:
         memory = estimate(size, recipe, _assumed(arguments, own, model_facts), encodes=True)
         return Prediction(memory, 0, 0, 0, workload.notes)
-    memory = largest(size, recipe, micro_batches(arguments, workload.rows), encodes=True)
-    steps, an_epoch = optimizer_steps(arguments, workload.rows)
+    memory = largest(size, recipe, micro_batches(arguments, workload.rows, own.processes), encodes=True)
+    steps, an_epoch = optimizer_steps(arguments, workload.rows, own.processes)
     return Prediction(memory, len(workload.rows), steps, an_epoch, workload.notes)
 
 
@@ -135,14 +135,21 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, Arguments]:
     parser.add_argument(
         "--clip_sec", type=float, default=10.0, help="length of the clips where they are not known yet, in seconds"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that would train together; the memory is that of one"
+    )
     own, rest = parser.parse_known_args(list(words))
     if own.clip_sec <= 0:
         raise ArgumentError(f"--clip_sec {own.clip_sec:g}: must be above 0.")
+    if own.processes < 1:
+        raise ArgumentError(f"--processes {own.processes}: must be at least 1.")
     given = {word.split("=")[0].replace("-", "_").lstrip("_") for word in rest}
     filled = [] if "output_dir" in given else ["--output_dir", ""]
     if not given & {"train_jsonl", "dataset_name", "config"}:
         filled += ["--dataset_name", "unknown"]
-    return own, parse([*rest, *filled, "--do_train"], command="estimate")
+    arguments = parse([*rest, *filled, "--do_train"], command="estimate")
+    arguments.loop.check_processes(own.processes)
+    return own, arguments
 
 
 def _model(arguments: Arguments) -> tuple[VibeVoiceConfig, Checkpoint | None]:

@@ -32,6 +32,21 @@ def test_longer_clips_need_more() -> None:
     assert long.peak > short.peak
 
 
+def test_split_over_processes_each_needs_a_share() -> None:
+    """At 7B 15 GB of bf16 weights: an eighth of them in each of eight processes, and two layers whole at a time."""
+    words = ["--model_name_or_path", "aoi-ot/VibeVoice-Large", "--bf16", "True", "--train_diffusion_head", "True"]
+    alone, beside, split = (
+        {part.name: part.bytes for part in predict([*words, *extra]).memory.parts}
+        for extra in ((), ("--processes", "8"), ("--processes", "8", "--fsdp", "full_shard"))
+    )
+    assert beside["frozen weights"] == alone["frozen weights"]
+    assert beside["gathered weights"] == 0
+    for name in ("frozen weights", "trained weights", "optimizer"):
+        assert split[name] == pytest.approx(alone[name] / 8)
+    # embedding and output matrix, 152,064 x 3,584 each, and two of 28 layers of 0.233 billion
+    assert split["gathered weights"] == pytest.approx(2 * (2 * 152_064 * 3_584 + 2 * 0.233e9), rel=0.05)
+
+
 def test_rows_are_planned_from_headers_as_training_plans_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [
         *("--model_name_or_path", str(tiny_checkpoint), "--train_jsonl", str(SPEECH), "--output_dir", str(tmp_path)),
@@ -67,6 +82,8 @@ def test_a_recording_whose_length_is_not_known_is_said(tiny_checkpoint: Path, tm
     ("words", "message"),
     [
         (["--model_name_or_path", "m", "--clip_sec", "0"], "--clip_sec 0: must be above 0."),
+        (["--model_name_or_path", "m", "--processes", "0"], "--processes 0: must be at least 1."),
+        (["--model_name_or_path", "m", "--fsdp"], "--fsdp splits weights over processes, but there is one"),
         (["--model_name_or_path", "m", "--lora_rank", "4"], "--lora_rank is no flag"),
         (["--model_name_or_path", "no/../model"], "no/../model: no such folder"),
     ],

@@ -165,8 +165,8 @@ def estimate_for(arguments: Arguments, prepared: Prepared) -> Estimate:
     device = arguments.loop.device
     found = largest(
         footprint.measure(prepared.checkpoint.config),
-        recipe_of(arguments, device.type),
-        micro_batches(arguments, rows.rows),
+        recipe_of(arguments, device.type, arguments.loop.world_size),
+        micro_batches(arguments, rows.rows, arguments.loop.world_size),
         encodes=prepared.filled is not None and prepared.filled.encoded > 0,
     )
     return replace(found, available=device_bytes(device))
@@ -182,12 +182,13 @@ def largest(size: ModelSize, recipe: Recipe, batches: Iterator[MicroBatch], *, e
     return max(found, key=lambda one: one.peak)
 
 
-def recipe_of(arguments: Arguments, device: str) -> Recipe:
+def recipe_of(arguments: Arguments, device: str, processes: int = 1) -> Recipe:
     """What of a command line memory depends on.
 
     Args:
         arguments: the parsed command line.
         device: "cuda" or "cpu".
+        processes: processes that train together.
     """
     model, loop = arguments.model, arguments.loop
     return Recipe(
@@ -205,21 +206,22 @@ def recipe_of(arguments: Arguments, device: str) -> Recipe:
         ema=loop.ema_decay > 0,
         draws=loop.ddpm_batch_mul,
         accumulation=loop.gradient_accumulation_steps,
-        processes=loop.world_size,
+        processes=processes,
         max_tokens=arguments.data.max_tokens_per_batch,
         splits=loop.splits_weights,
     )
 
 
-def micro_batches(arguments: Arguments, rows: Sequence[PlannedRow]) -> Iterator[MicroBatch]:
+def micro_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1) -> Iterator[MicroBatch]:
     """The micro-batches that the trainer will make, of all processes and epochs (or as many as are looked at)."""
-    return islice(_all_batches(arguments, rows), MAX_BATCHES_LOOKED_AT)
+    return islice(_all_batches(arguments, rows, processes), MAX_BATCHES_LOOKED_AT)
 
 
-def optimizer_steps(arguments: Arguments, rows: Sequence[PlannedRow]) -> tuple[int, int]:
+def optimizer_steps(arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1) -> tuple[int, int]:
     """Optimizer steps of the whole run and of an epoch."""
     loop = arguments.loop
-    an_epoch = math.ceil(len(_sampler(arguments, rows, rank=0)) / loop.gradient_accumulation_steps)
+    micro_steps = len(_sampler(arguments, rows, 0, processes))
+    an_epoch = math.ceil(micro_steps / loop.gradient_accumulation_steps)
     return (loop.max_steps if loop.max_steps > 0 else math.ceil(loop.num_train_epochs * an_epoch)), an_epoch
 
 
@@ -239,9 +241,9 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow]) -> Iterator[MicroBatch]:
-    total, an_epoch = optimizer_steps(arguments, rows)
-    samplers = [_sampler(arguments, rows, rank) for rank in range(arguments.loop.world_size)]
+def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: int) -> Iterator[MicroBatch]:
+    total, an_epoch = optimizer_steps(arguments, rows, processes)
+    samplers = [_sampler(arguments, rows, rank, processes) for rank in range(processes)]
     for epoch in range(math.ceil(total / an_epoch)):
         for sampler in samplers:
             sampler.set_epoch(epoch)
@@ -251,15 +253,13 @@ def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow]) -> Iterator[M
                 yield MicroBatch(len(chosen), tokens, frames, labels=tokens - frames)
 
 
-def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int) -> RowBatches | TokenBatches:
+def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int, processes: int) -> RowBatches | TokenBatches:
     """The trainer's own order of one process."""
     loop, max_tokens = arguments.loop, arguments.data.max_tokens_per_batch
     if max_tokens is not None:
         lengths = [row.num_tokens for row in rows]
-        return TokenBatches(lengths, max_tokens, seed=loop.draw_seed, rank=rank, world_size=loop.world_size)
-    return RowBatches(
-        len(rows), loop.per_device_train_batch_size, seed=loop.draw_seed, rank=rank, world_size=loop.world_size
-    )
+        return TokenBatches(lengths, max_tokens, seed=loop.draw_seed, rank=rank, world_size=processes)
+    return RowBatches(len(rows), loop.per_device_train_batch_size, seed=loop.draw_seed, rank=rank, world_size=processes)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def train(words: Sequence[str]) -> None:
     if not (loop.do_train or loop.evaluates):
         print("nothing to do: add --do_train to train, --do_eval to evaluate, or both.")  # noqa: T201
         return
+    loop.check_processes(loop.world_size)
     upload = take_upload(loop)
     console = Console(stderr=True, quiet=loop.process_index != 0)
     if not console.is_terminal:
