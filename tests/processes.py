@@ -84,9 +84,15 @@ def python(*words: object, processes: int | None = None) -> list[str]:
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a command with its outputs caught."""
+    """Start a command with its outputs caught, as the first of a process group of its own."""
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=GOLDEN.parents[1]
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=GOLDEN.parents[1],
+        start_new_session=True,
     )
 
 

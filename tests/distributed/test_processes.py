@@ -1,6 +1,7 @@
 """Two real processes under torchrun, talking over gloo: the same run as one process, and one end for both."""
 
 import json
+import os
 import signal
 import time
 
@@ -203,25 +204,49 @@ def test_a_bad_row_ends_all_and_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_to_torchrun_saves(tmp_path, workers):
+@pytest.mark.parametrize("flags", [(), ("--dataloader_num_workers", 1), ("--fsdp", "--ema_decay", 0.9)])
+def test_sigterm_to_torchrun_saves_and_the_run_goes_on(tmp_path, flags):
     jsonl = write_rows(tmp_path / "rows")
-    words = train_words(jsonl, tmp_path / "out", "--max_steps", 100_000, "--dataloader_num_workers", workers)
-    run = start(python("vibevoice_finetune", *words, processes=2))
-    metrics = tmp_path / "out" / "metrics.jsonl"
+    constant = ("--lr_scheduler_type", "constant", "--per_device_train_batch_size", 2)
+    words = train_words(jsonl, tmp_path / "out", "--max_steps", 100_000, *constant, *flags)
+    errors = stopped(python("vibevoice_finetune", *words, processes=2), tmp_path / "out", os.kill)
+    assert "stopped by" in errors
+    (saved,) = complete_checkpoints(tmp_path / "out")
+    step = json.loads((saved / "trainer_state.json").read_text())["global_step"]
+    assert saved.name == f"checkpoint-{step}"
+    assert step >= 3
+    again = ("--max_steps", step + 2, "--allow_changed_run", "True", "--resume_from_checkpoint", "True")
+    done = finish(python("vibevoice_finetune", *words, *again, processes=2))
+    assert done.returncode == 0, done.stderr
+    assert [log["step"] for log in logs(tmp_path / "out") if "loss" in log] == list(range(1, step + 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_every_process_of_a_group_saves_too(tmp_path, number):
+    """As a service manager sends it: data-loader workers get it as well."""
+    jsonl = write_rows(tmp_path / "rows")
+    workers = ("--dataloader_num_workers", 2, "--per_device_train_batch_size", 1, "--dataloader_persistent_workers")
+    words = train_words(jsonl, tmp_path / "out", "--max_steps", 100_000, *workers)
+    errors = stopped(python("vibevoice_finetune", *words), tmp_path / "out", os.killpg, number)
+    assert f"stopped by {number.name}" in errors
+    assert "Traceback" not in errors
+    assert len(complete_checkpoints(tmp_path / "out")) == 1
+
+
+def stopped(command, output_dir, send, number=signal.SIGTERM):
+    """Start a run, send a signal after some steps, and return what it wrote to stderr; it must not end with 0."""
+    run = start(command)
+    metrics = output_dir / "metrics.jsonl"
     deadline = time.monotonic() + 180
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert time.monotonic() < deadline
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.05)
-    run.send_signal(signal.SIGTERM)
+    send(run.pid, number)
     _, errors = run.communicate(timeout=120)
     assert run.returncode != 0
-    assert "stopped by" in errors
-    (saved,) = complete_checkpoints(tmp_path / "out")
-    state = json.loads((saved / "trainer_state.json").read_text())
-    assert saved.name == f"checkpoint-{state['global_step']}"
-    assert state["global_step"] >= 3
+    return errors
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ the trainer then saves and ends. All this looks at numbers on the host once an o
 
 import json
 import math
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 
 from torch import Tensor, nn
@@ -118,6 +120,24 @@ class Guard:
     def load_state_dict(self, state: Mapping[str, float | int]) -> None:
         """Take over what `state_dict` gave."""
         vars(self).update(state)
+
+
+def heed_parent_alone(_worker: int) -> None:
+    """Let a data-loader worker go on when SIGTERM or SIGINT comes, so that the step can be finished.
+
+    Service managers, and a terminal's Ctrl-C, send them to every process of a group. Left to PyTorch, a worker would
+    die of it and take the run with it. SIGTERM of its parent still ends it. For `DataLoader(worker_init_fn=…)`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    Thread(target=wait, daemon=True).start()
 
 
 class StopRequest:

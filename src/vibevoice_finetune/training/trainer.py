@@ -31,7 +31,7 @@ from vibevoice_finetune.model.sharding import is_split, whole
 from vibevoice_finetune.training import checkpoints
 from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile, StopCallback
 from vibevoice_finetune.training.ema import Ema
-from vibevoice_finetune.training.guard import Guard, MicroBatch, StopRequest
+from vibevoice_finetune.training.guard import Guard, MicroBatch, StopRequest, heed_parent_alone
 from vibevoice_finetune.training.identity import Identity
 from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, control_accuracy
 from vibevoice_finetune.training.snapshot import Snapshot
@@ -155,6 +155,7 @@ class FinetuneTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=heed_parent_alone,
             generator=torch.Generator().manual_seed(self.draw_seed),
         )
 
