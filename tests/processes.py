@@ -70,8 +70,8 @@ def train_words(jsonl: Path, output_dir: Path, *extra: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Of the processes: one thread each, no network, unbuffered output."""
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    """Of the processes: one thread each, no network, unbuffered output, a stack where one is aborted."""
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     return {**os.environ, **own}
 
 
