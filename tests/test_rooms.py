@@ -54,6 +54,7 @@ ROOMS = (
     "model.adapter_folder",
     "model.adapter_fit",
     "model.adapters",
+    "model.compilation",
     "model.adapter_load",
     "model.portable",
     "hub_upload",

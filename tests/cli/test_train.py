@@ -64,6 +64,23 @@ REAL = (
 )
 
 
+def test_compiled_blocks_learn_the_same_and_save_the_same_names(line, tmp_path):
+    flags = "--lora_dropout 0 --train_diffusion_head True --save_strategy steps --save_steps 2"
+    main(["train", *line(flags, "plain")])
+    main(["train", *line(f"{flags} --torch_compile True --torch_compile_backend aot_eager", "compiled")])
+    plain, compiled = (logs(tmp_path / name) for name in ("plain", "compiled"))
+    losses = [entry["loss"] for entry in plain if "loss" in entry]
+    assert losses == pytest.approx([entry["loss"] for entry in compiled if "loss" in entry], rel=1e-5)
+    assert len(losses) == 2
+    files = [path.relative_to(tmp_path / "plain") for path in (tmp_path / "plain").rglob("*.safetensors")]
+    assert len(files) > 4, "the result and a checkpoint"
+    for file in files:
+        expected, found = load_file(tmp_path / "plain" / file), load_file(tmp_path / "compiled" / file)
+        assert found.keys() == expected.keys(), file
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{file}: {name}")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "dataset"])
 def test_the_command_lines_that_people_have_train(kind, few, tiny_checkpoint, tmp_path, monkeypatch):
     data = f"--train_jsonl {few / 'train.jsonl'}"

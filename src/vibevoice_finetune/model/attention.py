@@ -9,6 +9,7 @@ layer. Shapes: B batch (1 for packed rows), H heads, G heads of keys and values,
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,13 @@ def set_attention(language_model: Qwen2Model, name: str) -> None:
     language_model.set_attn_implementation(name)
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Lengths of the rows in tokens; an object, since `torch.compile` makes a program for each length of a list."""
+
+    lengths: list[int]
+
+
 def row_arguments(lengths: Sequence[int], borders: Tensor) -> dict[str, Any]:
     """What `language_model(...)` is given so that every kind of attention knows the rows without asking the device.
 
@@ -52,7 +60,7 @@ def row_arguments(lengths: Sequence[int], borders: Tensor) -> dict[str, Any]:
     """
     longest = max(lengths)
     return {
-        "row_lengths": lengths,
+        "rows": Rows(list(lengths)),
         # transformers' names for flash attention, which would else look for the rows in `position_ids`, in each layer.
         "cu_seq_lens_q": borders,
         "cu_seq_lens_k": borders,
@@ -61,6 +69,7 @@ def row_arguments(lengths: Sequence[int], borders: Tensor) -> dict[str, Any]:
     }
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # unrolled, it would be compiled for each number of rows
 def _attend_by_row(
     _module: nn.Module,
     query_BHTE: Tensor,
@@ -70,22 +79,22 @@ def _attend_by_row(
     *,
     scaling: float,
     dropout: float = 0.0,
-    row_lengths: Sequence[int] | None = None,
+    rows: Rows | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """One call of PyTorch's attention a row; the result is (B, T, H, E)."""
-    lengths = _lengths(row_lengths, attention_mask)
+    lengths = _lengths(rows, attention_mask)
     groups = query_BHTE.shape[1] // key_BGTE.shape[1]
     # Of the kernels for GPUs, only flash attention takes fewer heads of keys and values, and it takes no float32.
     repeated = groups > 1 and query_BHTE.is_cuda and query_BHTE.dtype is torch.float32
     if repeated:
         key_BGTE, value_BGTE = (part.repeat_interleave(groups, dim=1) for part in (key_BGTE, value_BGTE))
-    rows = zip(*(part.split_with_sizes(lengths, dim=2) for part in (query_BHTE, key_BGTE, value_BGTE)), strict=True)
+    parts = zip(*(part.split_with_sizes(lengths, dim=2) for part in (query_BHTE, key_BGTE, value_BGTE)), strict=True)
     attended = [
         F.scaled_dot_product_attention(
             query, key, value, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=groups > 1 and not repeated
         ).transpose(1, 2)
-        for query, key, value in rows
+        for query, key, value in parts
     ]
     return (attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)).contiguous(), None
 
@@ -98,13 +107,13 @@ def _attend_in_one_kernel(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    row_lengths: Sequence[int] | None = None,
+    rows: Rows | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int = 0,
     **_: object,
 ) -> tuple[Tensor, None]:
     """`torch.nn.attention.varlen`, in bf16 or float16 on a GPU; without dropout, which Qwen2 has none of."""
-    _lengths(row_lengths, attention_mask)
+    _lengths(rows, attention_mask)
     assert cu_seq_lens_q is not None
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query_BHTE, key_BGTE, value_BGTE))
     borders, longest = cu_seq_lens_q, max_length_q
@@ -117,7 +126,7 @@ def _attend_in_one_kernel(
     return cast(Tensor, attended_THE).unsqueeze(0), None
 
 
-def _lengths(row_lengths: Sequence[int] | None, attention_mask: Tensor | None) -> list[int]:
-    if row_lengths is None or attention_mask is not None:
+def _lengths(rows: Rows | None, attention_mask: Tensor | None) -> list[int]:
+    if rows is None or attention_mask is not None:
         raise ValueError("varlen attention is for packed rows: it needs their lengths and takes no mask")
-    return list(row_lengths)
+    return rows.lengths

@@ -31,6 +31,7 @@ from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
 from vibevoice_finetune.model.adapters import AdapterPlan, attach
 from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
+from vibevoice_finetune.model.compilation import compile_blocks
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.model.portable import save_adapter
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
@@ -179,6 +180,11 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     set_attention(vibevoice.language_model(model), model_args.attention(loop.device.type))
     set_seed(loop.seed)
     attach(model, plan)
+    if loop.torch_compile_backend is not None:
+        if loop.splits_weights:
+            raise ArgumentError("--torch_compile and --fsdp were never tried together; leave one of the two out.")
+        compile_blocks(model, loop.torch_compile_backend, loop.torch_compile_mode)
+        loop.torch_compile_backend = None  # or transformers would have the whole objective compiled
     objective = Objective(model, prepared.special)
     if loop.splits_weights:
         split(objective, model, loop.device, loop.world_size)

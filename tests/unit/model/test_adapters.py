@@ -157,8 +157,8 @@ def test_without_pefts_cast_nothing_changes_under_autocast() -> None:
 def test_without_pefts_cast_dropout_keeps_half_the_mask() -> None:
     case = plan(lora_target_modules=EVERYWHERE, head="frozen", lora_dropout=0.5)
     (_, _, more), (_, _, less) = (with_peft_cast(case, cast=cast) for cast in (True, False))
-    # Four tokens; six layers read D numbers, down_proj 24. The embeddings need no gradient, so the first q, k and v keep
-    # no mask.
+    # Four tokens; six layers read D numbers, down_proj 24. The embeddings need no gradient, so the first q, k and v
+    # keep no mask.
     masked = 4 * (LAYERS * (6 * HIDDEN + 24) - 3 * HIDDEN)
     assert more - less == 2 * masked  # bf16 instead of float32
 
