@@ -48,20 +48,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for start in range(0, len(labels_N), LOGITS_CHUNK):
             chunk = slice(start, start + LOGITS_CHUNK)
-            hidden, labels = hidden_ND[chunk], labels_N[chunk].unsqueeze(-1)
-            logits = F.linear(hidden, output_matrix_VD)
-            log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-            total -= log_probabilities.gather(-1, labels).sum()
-            if not (for_hidden or for_matrix):
-                continue
-            # d(-log p[label]) / d logits = p - 1 at the label, p elsewhere
-            grad = log_probabilities.exp_()
-            grad.scatter_add_(-1, labels, grad.new_full((1, 1), -1.0).expand_as(labels))
-            grad = grad.to(logits.dtype)
-            if hidden_grad_ND is not None:
-                hidden_grad_ND[chunk] = (grad @ output_matrix_VD.to(grad.dtype)).to(hidden_ND.dtype)
-            if matrix_grad_VD is not None:
-                matrix_grad_VD += (grad.T @ hidden.to(grad.dtype)).to(matrix_grad_VD.dtype)
+            total += _chunk_cross_entropy(
+                hidden_ND[chunk],
+                output_matrix_VD,
+                labels_N[chunk].unsqueeze(-1),
+                None if hidden_grad_ND is None else hidden_grad_ND[chunk],
+                matrix_grad_VD,
+            )
         ctx.grads = (hidden_grad_ND, matrix_grad_VD)
         return total
 
@@ -74,6 +67,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if matrix_grad_VD is None else matrix_grad_VD * outer.to(matrix_grad_VD.dtype),
             None,
         )
+
+
+def _chunk_cross_entropy(
+    hidden_ND: Tensor,
+    output_matrix_VD: Tensor,
+    labels_N1: Tensor,
+    hidden_grad_ND: Tensor | None,
+    matrix_grad_VD: Tensor | None,
+) -> Tensor:
+    """The sum over one chunk; gradients are written to, and added to, what is given for them.
+
+    A function of its own, so that a chunk's logits are gone before the next ones are computed.
+    """
+    logits = F.linear(hidden_ND, output_matrix_VD)
+    dtype = logits.dtype
+    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    del logits
+    total = -log_probabilities.gather(-1, labels_N1).sum()
+    if hidden_grad_ND is None and matrix_grad_VD is None:
+        return total
+    # d(-log p[label]) / d logits = p - 1 at the label, p elsewhere
+    grad = log_probabilities.exp_()
+    grad.scatter_add_(-1, labels_N1, grad.new_full((1, 1), -1.0).expand_as(labels_N1))
+    grad = grad.to(dtype)
+    if hidden_grad_ND is not None:
+        hidden_grad_ND.copy_(grad @ output_matrix_VD.to(dtype))
+    if matrix_grad_VD is not None:
+        matrix_grad_VD += (grad.T @ hidden_ND.to(dtype)).to(matrix_grad_VD.dtype)
+    return total
 
 
 def control_logits(hidden_ND: Tensor, output_matrix_VD: Tensor, control_ids_4: Tensor) -> Tensor:
