@@ -190,6 +190,25 @@ def test_resume_continues_and_a_taken_folder_is_refused(line, tmp_path, capsys):
     assert [log["step"] for log in logs(tmp_path / "out") if "loss" in log] == [1, 2, 3, 4]
 
 
+def test_what_a_changed_run_can_take_over(line, tmp_path, capsys):
+    """More LoRA has no place in the checkpoint's tensors; an average begins where the run goes on."""
+    short = line("--save_strategy steps --save_steps 1")
+    assert main(["train", *short]) == 0
+    longer = ("--max_steps", "4", "--allow_changed_run", "--resume_from_checkpoint", "True")
+    capsys.readouterr()
+    assert main(["train", *short, *longer, "--lora_r", "16"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a changed run goes on: --lora_r 8 → 16; --max_steps 2 → 4" in said
+    assert "error: " in said
+    assert "go on with the flags that the run began with" in said
+    assert main(["train", *short, *longer, "--ema_decay", "0.5"]) == 0
+    average = load_file(tmp_path / "out" / "checkpoint-3" / "ema.safetensors")
+    before, after = (load_file(tmp_path / "out" / f"checkpoint-{n}" / "trainable.safetensors") for n in (2, 3))
+    assert average["ema.num_updates"] == 1
+    for name, value in after.items():  # the first update has the decay 1 / 10
+        torch.testing.assert_close(average[name], before[name] + 0.9 * (value - before[name]))
+
+
 def test_a_checkpoint_without_the_optimizer_is_not_gone_on_from(line, tmp_path, capsys):
     short = line("--save_strategy steps --save_steps 1 --save_only_model")
     assert main(["train", *short]) == 0

@@ -112,34 +112,30 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """All trainable tensors, float32, by their names in the model: what an exact checkpoint holds. No copies."""
-    return {name: parameter.detach() for name, parameter in trainable_parameters(model).items()}
-
-
-def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `trainable_state` gave, bit for bit.
+def check_state(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a checkpoint's tensors that are not those of these parameters.
 
     Raises:
-        CheckpointError: other tensors are trainable now, or one has another shape or dtype; nothing was changed.
+        CheckpointError: other tensors are trained now, or one has another shape or dtype.
     """
-    parameters = trainable_parameters(model)
     missing, left_over = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
     if missing or left_over:
         raise CheckpointError(
-            f"the checkpoint's trained tensors are not the ones trained now: missing {missing or 'none'}, "
-            f"left over {left_over or 'none'}; go on with the flags that the run began with"
+            f"{where}: its trained tensors are not the ones trained now: missing {_some(missing)}, "
+            f"left over {_some(left_over)}; go on with the flags that the run began with."
         )
     for name, parameter in parameters.items():
         found = state[name]
         if found.shape != parameter.shape or found.dtype != parameter.dtype:
             raise CheckpointError(
-                f"the checkpoint's tensor {name} is {found.dtype} of shape {tuple(found.shape)}; expected "
-                f"{parameter.dtype} of shape {tuple(parameter.shape)}; go on with the flags that the run began with"
+                f"{where}: tensor {name} is {found.dtype} of shape {tuple(found.shape)}; expected {parameter.dtype} of "
+                f"shape {tuple(parameter.shape)}; go on with the flags that the run began with."
             )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "none"
 
 
 def fold(base: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:

@@ -24,6 +24,10 @@ class Ema:
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)
         self.decay = decay
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin at the parameters as they are now."""
         self.num_updates = 0
         self.average = {name: parameter.detach().clone().float() for name, parameter in self.parameters.items()}
 

@@ -97,18 +97,31 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
-def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: str, *, allow: bool = False) -> list[str]:
     """Refuse to go on with another run than the checkpoint's.
 
+    Args:
+        then: the checkpoint's identity.
+        now: this run's.
+        where: the checkpoint.
+        allow: whether to go on all the same.
+
+    Returns:
+        Every difference; empty unless they are allowed.
+
     Raises:
-        ArgumentError: lists every difference.
+        ArgumentError: lists every difference; or the optimizer is another, whose state nothing can be made of.
     """
     changed = differences(then, now)
-    if changed:
+    optimizers = [change for change in changed if change.startswith("--optim ")]
+    if allow and optimizers:
+        raise ArgumentError(f"{where} holds the state of another optimizer ({optimizers[0]}); keep --optim.")
+    if changed and not allow:
         raise ArgumentError(
             f"{where} belongs to a run with other settings: {'; '.join(changed)}. Put them back, "
             "or go on all the same with --allow_changed_run True."
         )
+    return changed
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ from vibevoice_finetune.model.quantize import keep_trainable, quantization_confi
 from vibevoice_finetune.model.sharding import is_split, split
 from vibevoice_finetune.parsing import parse
 from vibevoice_finetune.training import checkpoints
-from vibevoice_finetune.training.identity import check_same_run, identity
+from vibevoice_finetune.training.identity import Identity, check_same_run, identity
 from vibevoice_finetune.training.memory import Estimate, estimate_for
 from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
 from vibevoice_finetune.training.report import print_report
@@ -68,8 +68,8 @@ def train(words: Sequence[str]) -> None:
         console.print(prepared.filled.summary(), highlight=False)
     base_fingerprint = model_fingerprint(prepared.checkpoint)
     this_run = identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set)
-    if resume is not None and not loop.allow_changed_run:
-        check_same_run(read_identity(resume), this_run, str(resume))
+    if resume is not None:
+        tell_changes(resume, this_run, loop.allow_changed_run, console)
     expected = estimate_for(arguments, prepared) if loop.do_train else None
     if expected is not None:
         console.print(f"memory {expected.line()}", highlight=False)
@@ -151,6 +151,13 @@ def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Pa
         return None
     console.print(f"going on from {found[-1]}", highlight=False)
     return with_optimizer(found[-1])
+
+
+def tell_changes(resume: Path, this_run: Identity, allow: bool, console: Console) -> None:
+    """Refuse to go on with another run than the checkpoint's, or say what is different if that is allowed."""
+    changed = check_same_run(read_identity(resume), this_run, str(resume), allow=allow)
+    if changed:
+        console.print(f"a changed run goes on: {'; '.join(changed)}", style="yellow", highlight=False)
 
 
 def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterPlan]:

@@ -8,6 +8,7 @@ All tensors are whole, also where processes hold parts of them, so that any numb
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerState
 
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.model.adapters import check_state
 from vibevoice_finetune.model.sharding import gathered, gathered_optimizer, put, split_optimizer_state
 from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.guard import Guard
@@ -31,6 +33,8 @@ SCHEDULER_FILE = "scheduler.pt"
 TRAINER_STATE = "trainer_state.json"
 GUARD_FILE = "guard.json"
 IDENTITY_FILE = "run.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +88,22 @@ class Snapshot:
         (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
 
     def read_weights(self, folder: Path) -> None:
-        """Put back the trained tensors and their average."""
+        """Put back the trained tensors and their average; where none was kept, it begins at the tensors.
+
+        Raises:
+            CheckpointError: other tensors are trained now; nothing was changed.
+        """
         trained = load_file(folder / TRAINABLE_FILE)  # copied from there: safetensors knows no device called "cpu:0"
-        assert set(trained) == set(self.parameters), f"{folder}: a checkpoint of other parameters"
+        check_state(self.parameters, trained, str(folder))
         for name, parameter in self.parameters.items():
             put(parameter, trained[name])
-        if self.ema is not None:
+        if self.ema is None:
+            return
+        if (folder / EMA_FILE).exists():
             self.ema.load_state_dict(load_file(folder / EMA_FILE))
+        else:
+            logger.warning("%s holds no moving average: it begins here", folder)
+            self.ema.restart()
 
     def read_guard(self, folder: Path) -> None:
         """Put back what the watch has seen."""

@@ -59,3 +59,10 @@ def test_other_rows_and_another_base_are_named(small):
         ArgumentError, match=r"checkpoint-3 .* other base model; other training rows.*allow_changed_run"
     ):
         check_same_run(of(small), of(small, numbers=[1, 0], base="c"), "out/checkpoint-3")
+
+
+def test_allowed_changes_are_told_and_another_optimizer_is_not_allowed(small):
+    then = of(small)
+    assert check_same_run(then, of(small, "--lora_r 4"), "there", allow=True) == ["--lora_r 8 → 4"]
+    with pytest.raises(ArgumentError, match=r"there holds the state of another optimizer \(--optim .* → sgd\)"):
+        check_same_run(then, of(small, "--optim sgd"), "there", allow=True)
