@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import VibeVoiceForConditionalGeneration
 
 from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, AudioSource, load_audio, normalize_rms, pad_to_frames
+from vibevoice_finetune.data.dataset import jitter
 from vibevoice_finetune.data.encode import encode_in_chunks
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
 from vibevoice_finetune.data.scripts import Script
@@ -33,6 +34,7 @@ from vibevoice_finetune.errors import ArgumentError, DataError, require
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapter_load import AppliedSummary, load_adapter
 from vibevoice_finetune.model.checkpoint import (
+    ENCODED_AT_ONCE_FRAMES,
     load_for_generation,
     model_fingerprint,
     open_checkpoint,
@@ -46,8 +48,6 @@ from vibevoice_finetune.model.tokenizer import load_tokenizer, special_tokens
 ADAPTER_FILES = Wanted("adapter", ("*.json", "*.safetensors", "*.bin"), "hf download {}")
 VOICE_STREAM, FRAME_STREAM = range(2)
 """Last number of a seed: keeps the voices' draws and the frames' apart."""
-ENCODED_AT_ONCE_FRAMES = 150
-"""20 s of a voice go through the encoder at a time, to bound its memory."""
 
 
 @dataclass(frozen=True)
@@ -318,11 +318,9 @@ def encode_voice(model: nn.Module, voice: AudioSource) -> Tensor:
 
 def draw_latents(model: nn.Module, mean_VC: Tensor, rng: np.random.Generator) -> Tensor:
     """A draw of a voice's latents in the model's units, (V, C) float32: as training draws them."""
-    factor = np.float32(rng.standard_normal())
-    jitter_VC = torch.from_numpy(factor * rng.standard_normal(tuple(mean_VC.shape), dtype=np.float32))
     return sample_latent(
         mean_VC,
-        jitter_VC.to(mean_VC.device),
+        torch.from_numpy(jitter(rng, tuple(mean_VC.shape))).to(mean_VC.device),
         vibevoice.facts(vibevoice.config(model)).vae_std,
         vibevoice.latent_bias(model).float(),
         vibevoice.latent_scale(model).float(),

@@ -136,15 +136,15 @@ class SpeechDataset:
             ghost=draw.ghost,
             sequence=sequence,
             target_mean_FC=target.acoustic_FC,
-            target_jitter_FC=_jitter(rng, target.acoustic_FC),
+            target_jitter_FC=jitter(rng, target.acoustic_FC.shape),
             target_semantic_FS=target.semantic_FS,
             timestep_FK=rng.integers(settings.num_timesteps, size=(num_frames, settings.ddpm_batch_mul)),
             noise_FKC=rng.standard_normal((num_frames, settings.ddpm_batch_mul, acoustic_dim), dtype=np.float32),
             voice_mean_VC=np.concatenate([nothing, *voices]),
-            voice_jitter_VC=np.concatenate([nothing, *(_jitter(rng, voice) for voice in voices)]),
+            voice_jitter_VC=np.concatenate([nothing, *(jitter(rng, voice.shape) for voice in voices)]),
         )
 
 
-def _jitter(rng: np.random.Generator, mean_FC: Floats) -> Floats:
-    """Noise of one clip: a single standard normal factor times elementwise standard normal noise, (F, C)."""
-    return np.float32(rng.standard_normal()) * rng.standard_normal(mean_FC.shape, dtype=np.float32)
+def jitter(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Noise of one clip's latents (F, C): one standard normal factor times elementwise standard normal noise."""
+    return np.float32(rng.standard_normal()) * rng.standard_normal(shape, dtype=np.float32)

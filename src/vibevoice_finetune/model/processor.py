@@ -92,7 +92,23 @@ def write_original_files(folder: Path, config: VibeVoiceConfig, tokenizer: Qwen2
         config: of the model.
         tokenizer: put beside, so that this package needs no download; the original's readers look it up by its name.
     """
-    preprocessor: Json = {
+    text_tokenizer_name = _TEXT_TOKENIZERS.get(facts(config).hidden_size, _TEXT_TOKENIZERS[1536])
+    preprocessor = original_preprocessor(config, text_tokenizer_name)
+    (folder / PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=1), encoding="utf-8")
+    if tokenizer is not None:
+        text_tokenizer = copy.deepcopy(tokenizer)
+        text_tokenizer.chat_template = None
+        text_tokenizer.save_pretrained(folder)
+
+
+def original_preprocessor(config: VibeVoiceConfig, text_tokenizer_name: str) -> Json:
+    """The `preprocessor_config.json` of the original layout.
+
+    Args:
+        config: of the model.
+        text_tokenizer_name: a Hub id, or "." where the tokenizer lies in the same folder.
+    """
+    return {
         "processor_class": "VibeVoiceProcessor",
         "speech_tok_compress_ratio": facts(config).hop_length,
         "db_normalize": True,
@@ -103,10 +119,5 @@ def write_original_files(folder: Path, config: VibeVoiceConfig, tokenizer: Qwen2
             "target_dB_FS": -25,
             "eps": 1e-06,
         },
-        "language_model_pretrained_name": _TEXT_TOKENIZERS.get(facts(config).hidden_size, _TEXT_TOKENIZERS[1536]),
+        "language_model_pretrained_name": text_tokenizer_name,
     }
-    (folder / PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=1), encoding="utf-8")
-    if tokenizer is not None:
-        text_tokenizer = copy.deepcopy(tokenizer)
-        text_tokenizer.chat_template = None
-        text_tokenizer.save_pretrained(folder)

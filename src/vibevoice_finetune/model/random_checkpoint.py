@@ -20,12 +20,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
-from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.model import names
 from vibevoice_finetune.model.configs import config_to_native, config_to_original
 from vibevoice_finetune.model.original_config import Json
-from vibevoice_finetune.model.vibevoice import facts, tensor_shapes
+from vibevoice_finetune.model.processor import original_preprocessor
+from vibevoice_finetune.model.vibevoice import tensor_shapes
 from vibevoice_finetune.model.weights import MAX_SHARD_BYTES, write_weights
 
 Size = Literal["tiny", "1.5b", "7b"]
@@ -157,20 +157,7 @@ def write_random_checkpoint(
         folder, _random_tensors(shapes, dtype, seed), max_shard_bytes=min(MAX_SHARD_BYTES, -(-total_bytes // shards))
     )
     write_byte_tokenizer(folder)
-    preprocessor = {
-        "processor_class": "VibeVoiceProcessor",
-        "speech_tok_compress_ratio": facts(config).hop_length,
-        "db_normalize": True,
-        "audio_processor": {
-            "feature_extractor_type": "VibeVoiceTokenizerProcessor",
-            "sampling_rate": SAMPLING_RATE_HZ,
-            "normalize_audio": True,
-            "target_dB_FS": -25,
-            "eps": 1e-6,
-        },
-        # No repository: the tokenizer lies in this folder.
-        "language_model_pretrained_name": ".",
-    }
+    preprocessor = original_preprocessor(config, ".")
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
     # Last, so that a folder with a config.json is a whole checkpoint.
     (folder / "config.json").write_text(json.dumps(config_to_original(config), indent=2) + "\n", encoding="utf-8")
