@@ -261,7 +261,7 @@ class HeaderLengths:
                 self._samples[segment.source] = self._measure(segment.source)
             samples = self._samples[segment.source]
             if segment.cut is not None:
-                start, end = segment.cut.span(samples, self.model_facts.hop_length)
+                start, end = segment.cut.drawn(segment.source.label).span(samples, self.model_facts.hop_length)
                 samples = end - start
             self._frames[key] = num_frames(samples, self.model_facts.hop_length)
         return key

@@ -238,6 +238,21 @@ def test_encode_fills_the_store_that_train_reads(few, tiny_checkpoint, tmp_path,
     assert not (tmp_path / "out" / "latents").exists()
 
 
+def test_encode_jobs_over_pieces_of_a_file_leave_nothing_for_the_whole(few, tiny_checkpoint, tmp_path, capsys):
+    # No speaker: each row's voice prompts are cuts of its own clip.
+    rows = [json.loads(text) for text in (few / "train.jsonl").read_text().splitlines()]
+    lines = [json.dumps({"text": entry["text"], "audio": entry["audio"]}) + "\n" for entry in rows]
+    pieces = {"first": lines[:1], "second": lines[1:], "whole": lines}
+    found = []
+    for name, content in pieces.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(content))
+        words = f"--model_name_or_path {tiny_checkpoint} --train_jsonl {tmp_path / name}.jsonl --latents_dir {tmp_path}"
+        assert main(["encode", *shlex.split(words)]) == 0
+        said = capsys.readouterr().err
+        found.append([number for number in (5, 10, 15, 0) if f"latents: {number} segments encoded" in said])
+    assert found == [[5], [10], [0]]  # a clip and four cuts a row
+
+
 def broken_row(kind, folder):
     good = folder / "good.wav"
     soundfile.write(good, 0.1 * np.random.default_rng(0).standard_normal(24_000).astype(np.float32), 24_000)

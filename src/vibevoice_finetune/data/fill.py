@@ -129,7 +129,7 @@ def fill(
         store.reload()
         missing = asked.missing(store)
         mine = asked.groups(missing, ranks)
-        encoding = _encode_steps(store, segments, mine, asked.keys, encoder, batch_sec, threads, max_age_sec)
+        encoding = _encode_steps(store, segments, asked, mine, encoder, batch_sec, threads, max_age_sec)
         total = together.run("encoding latents", len(missing), encoding)
         failed = asked.with_duplicates(together.failures)
         together.run("opening what was written", 1, _wait_steps(store, asked, failed, ranks))
@@ -258,8 +258,8 @@ def _check_steps(store: LatentStore, keys: Keys, ranks: Ranks) -> Generator[Step
 def _encode_steps(
     store: LatentStore,
     segments: Sequence[Segment],
+    asked: _Asked,
     groups: list[list[int]],
-    keys: Keys,
     encoder: SpeechEncoder,
     batch_sec: float,
     num_threads: int,
@@ -268,7 +268,11 @@ def _encode_steps(
     """Decode, encode and write this process's part; a step a batch."""
     limit = BatchLimit(int(batch_sec * SAMPLING_RATE_HZ))
     works = (
-        SourceWork(segments[numbers[0]].source, tuple((number, segments[number]) for number in numbers))
+        SourceWork(
+            segments[numbers[0]].source,
+            asked.digests[numbers[0]].decode(),
+            tuple((number, segments[number]) for number in numbers),
+        )
         for numbers in groups
     )
     windows = prepare_ahead(
@@ -285,7 +289,7 @@ def _encode_steps(
                 audio_samples = 0
                 for clip, latents in zip(batch, encode_within_memory(encoder, batch, limit), strict=True):
                     if _is_finite(latents):
-                        writer.add(keys[clip.number].decode(), latents)
+                        writer.add(asked.keys[clip.number].decode(), latents)
                         audio_samples += len(clip.waveform_N)
                     else:
                         failures.append(Failed((clip.number,), _not_finite(segments[clip.number].source)))

@@ -44,7 +44,7 @@ from vibevoice_finetune.data.shards import (
 )
 from vibevoice_finetune.errors import DataError
 
-__all__ = ["LatentStore", "Latents", "RandomCut", "Segment"]
+__all__ = ["CutNumber", "LatentStore", "Latents", "RandomCut", "Segment"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,28 @@ class RandomCut:
         return start, start + length
 
 
+@dataclass(frozen=True)
+class CutNumber:
+    """One of a clip's random cuts. Where it lies follows from what the clip holds, not from where its row stands.
+
+    So a file of rows and any piece of it cut the same voice prompts, and find each other's in the store.
+
+    Attributes:
+        seed: of the run.
+        number: of the cut among those of its clip.
+    """
+
+    seed: int
+    number: int
+
+    def drawn(self, digest: str) -> RandomCut:
+        """The cut of the audio with this digest: 64 bits of a hash a draw, of which a float64 holds 53."""
+        text = f"cut {self.seed} {self.number} {digest}"
+        bits = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        length, start = (int.from_bytes(half, "little") >> 11 for half in (bits[:8], bits[8:]))
+        return RandomCut(length * 2.0**-53, start * 2.0**-53)
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """One thing to encode.
@@ -93,14 +115,14 @@ class Segment:
     Attributes:
         source: the audio.
         normalize: bring what is encoded to −25 dBFS.
-        cut: which piece of the audio; None for all of it.
+        cut: which of the audio's random cuts; None for all of it.
         semantic: whether semantic features are needed (targets) or not (voice prompts). Not part of the key: an entry
             that has them serves both.
     """
 
     source: AudioSource
     normalize: bool
-    cut: RandomCut | None
+    cut: CutNumber | None
     semantic: bool
 
 
@@ -292,7 +314,8 @@ def make_key(digest: str, segment: Segment) -> str:
     """The key of a segment whose audio has this digest."""
     cut = "whole"
     if segment.cut is not None:
-        cut = f"{segment.cut.length_draw.hex()} {segment.cut.start_draw.hex()}"
+        drawn = segment.cut.drawn(digest)
+        cut = f"{drawn.length_draw.hex()} {drawn.start_draw.hex()}"
     text = f"{PROCESSING_VERSION} {digest} {'normalized' if segment.normalize else 'as it is'} {cut}"
     return hashlib.blake2b(text.encode(), digest_size=KEY_LENGTH // 2).hexdigest()
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 
 from vibevoice_finetune.data.audio import AudioSource
-from vibevoice_finetune.data.latents import LatentStore, RandomCut, Segment
+from vibevoice_finetune.data.latents import CutNumber, LatentStore, Segment
 from vibevoice_finetune.data.manifest import BadRows, Row
 from vibevoice_finetune.data.prompt import (
     Encode,
@@ -24,9 +24,6 @@ from vibevoice_finetune.data.prompt import (
     parse_script,
 )
 from vibevoice_finetune.errors import DataError
-
-CUT_STREAM = 0
-"""Last number of the seed of cuts; 1 and 2 are those of `data/dataset.py`, 3 that of `data/sampler.py`."""
 
 Choices = tuple[tuple[str, ...], ...]
 """Choices of voice prompts, each one latent key a speaker."""
@@ -136,7 +133,7 @@ def make_requests(
     """
     clips_of_speaker = Counter(row.speaker for row in rows)
     requests = []
-    for index, row in enumerate(rows):
+    for row in rows:
         try:
             turns = parse_script(row.text, row.where)
         except DataError as error:
@@ -154,7 +151,7 @@ def make_requests(
                 turns=turns,
                 speaker=row.speaker,
                 target=Segment(row.audio, normalize=normalize_targets, cut=None, semantic=True),
-                prompts=_prompt_segments(row, source, cuts_per_clip, (seed, index, CUT_STREAM)),
+                prompts=_prompt_segments(row, source, cuts_per_clip, seed),
                 source=source,
             )
         )
@@ -171,8 +168,8 @@ def _prompt_source(row: Row, turns: tuple[Turn, ...], clips_of_speaker: Counter[
     return PromptSource.CUT
 
 
-def _prompt_segments(row: Row, source: PromptSource, cuts_per_clip: int, seed: tuple[int, ...]) -> tuple[Segment, ...]:
-    def prompt(audio: AudioSource, cut: RandomCut | None = None) -> Segment:
+def _prompt_segments(row: Row, source: PromptSource, cuts_per_clip: int, seed: int) -> tuple[Segment, ...]:
+    def prompt(audio: AudioSource, cut: CutNumber | None = None) -> Segment:
         return Segment(audio, normalize=True, cut=cut, semantic=False)
 
     if source is PromptSource.GIVEN:
@@ -180,8 +177,7 @@ def _prompt_segments(row: Row, source: PromptSource, cuts_per_clip: int, seed: t
     if source is PromptSource.SPEAKER:
         return (prompt(row.audio),)
     if source is PromptSource.CUT:
-        draws = np.random.default_rng(seed).random((cuts_per_clip, 2))
-        return tuple(prompt(row.audio, RandomCut(float(length), float(start))) for length, start in draws)
+        return tuple(prompt(row.audio, CutNumber(seed, number)) for number in range(cuts_per_clip))
     return ()
 
 

@@ -32,10 +32,12 @@ class SourceWork:
 
     Attributes:
         source: the audio.
+        digest: of the audio.
         segments: the segments with their numbers in the request.
     """
 
     source: AudioSource
+    digest: str
     segments: tuple[tuple[int, Segment], ...]
 
 
@@ -78,7 +80,10 @@ def prepare(work: SourceWork, hop_length: int) -> Prepared:
         return Prepared(work, (), error)
     clips = []
     for number, segment in work.segments:
-        piece = samples if segment.cut is None else samples[slice(*segment.cut.span(len(samples), hop_length))]
+        piece = samples
+        if segment.cut is not None:
+            start, end = segment.cut.drawn(work.digest).span(len(samples), hop_length)
+            piece = samples[start:end]
         if segment.normalize:
             piece = normalize_rms(piece)
         clips.append(Clip(number, pad_to_frames(piece, hop_length), segment.semantic))

@@ -127,7 +127,7 @@ def encode_directly(encoder: SpeechEncoder, segment: Segment) -> Latents:
     """One segment on its own, by the steps that the contract names."""
     samples = load_audio(segment.source)
     if segment.cut is not None:
-        start, stop = segment.cut.span(len(samples), encoder.hop_length)
+        start, stop = segment.cut.drawn(segment.source.digest()).span(len(samples), encoder.hop_length)
         samples = samples[start:stop]
     if segment.normalize:
         samples = normalize_rms(samples)

@@ -71,16 +71,18 @@ def test_order_of_prompt_sources(clip):
         assert all((prompt.cut is not None) == (request.source is PromptSource.CUT) for prompt in request.prompts)
 
 
-def test_cuts_depend_on_the_seed_and_the_row(clip):
-    a = clip("a")
-    first, second = requests([row("Speaker 0: x", a), row("Speaker 0: x", a)])
-    (again, _) = requests([row("Speaker 0: x", a), row("Speaker 0: x", a)])
-    (other,) = requests([row("Speaker 0: x", a)], seed=2)
-    cuts = [prompt.cut for prompt in first.prompts]
-    assert len(set(cuts)) == 3
-    assert cuts == [prompt.cut for prompt in again.prompts]
-    assert cuts != [prompt.cut for prompt in second.prompts]
-    assert cuts != [prompt.cut for prompt in other.prompts]
+def test_cuts_depend_on_the_seed_and_the_audio_not_on_the_row_s_place(clip, tmp_path):
+    store = LatentStore(tmp_path / "store", "encoder", 2, 3)
+    rows = [row(f"Speaker 0: {name}", clip(name)) for name in "abcd"]
+
+    def keys(rows, seed=1):
+        return [[store.key(prompt) for prompt in request.prompts] for request in requests(rows, seed=seed)]
+
+    whole = keys(rows)
+    assert len({key for of_row in whole for key in of_row}) == 4 * 3
+    assert keys(rows[:2]) + keys(rows[2:]) == whole  # pieces of a file, in jobs that do not know of each other
+    assert keys(rows[::-1]) == whole[::-1]
+    assert not {key for of_row in keys(rows, seed=2) for key in of_row} & {key for of_row in whole for key in of_row}
 
 
 def fill(store, found, frames):

@@ -34,7 +34,7 @@ from tests.unit.data.speech_encoders import (
 from vibevoice_finetune.data import fill as fill_room
 from vibevoice_finetune.data.audio import AudioSource
 from vibevoice_finetune.data.fill import Ranks, fill
-from vibevoice_finetune.data.latents import RandomCut, Segment
+from vibevoice_finetune.data.latents import CutNumber, Segment
 from vibevoice_finetune.errors import DataError, UserError
 
 # The processes of these tests are forked from one that has imported everything and never computed.
@@ -48,7 +48,7 @@ def start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
     return process
 
 
-def prompt(source: AudioSource, cut: RandomCut | None = None) -> Segment:
+def prompt(source: AudioSource, cut: CutNumber | None = None) -> Segment:
     return Segment(source, normalize=True, cut=cut, semantic=False)
 
 
@@ -60,7 +60,7 @@ def test_stored_equals_encoding_one_by_one_with_the_model_s_encoders(tmp_path: P
     sources = [
         array_source(noise(count, seed=count), f"row {count}") for count in (24, 25, 1_000, 2_400, 9_999, 24_001)
     ]
-    cuts = [RandomCut(*draw) for draw in np.random.default_rng(0).random((3, 2)).tolist()]
+    cuts = [CutNumber(seed=0, number=number) for number in range(3)]
     segments = [Segment(source, normalize=True, cut=None, semantic=True) for source in sources]
     segments += [prompt(source, cut) for source in sources for cut in cuts]
     segments += [Segment(sources[2], normalize=False, cut=None, semantic=True)]
@@ -90,13 +90,14 @@ def test_audio_files_are_decoded_resampled_and_cut(tmp_path: Path) -> None:
     stereo = np.stack([noise(44_100, seed=1), noise(44_100, seed=2)], axis=1)
     soundfile.write(path, stereo, 44_100)
     source = AudioSource(path=path, data=None, array=None, sampling_rate_hz=None, where="row")
-    segments = [Segment(source, normalize=True, cut=None, semantic=True), prompt(source, RandomCut(0.3, 0.6))]
+    segments = [Segment(source, normalize=True, cut=None, semantic=True), prompt(source, CutNumber(0, 0))]
     store = open_store(tmp_path / "store", encoder)
     report = fill(store, segments, encoder, refuse)
     check_store(store, segments, encoder)
     assert store.num_frames(store.key(segments[0])) == 24_000 // HOP
-    # 1 s, and a cut of 0.25 + 0.3 * 0.25 s.
-    assert report.audio_sec == pytest.approx(1 + 0.325, abs=2 * HOP / 24_000)
+    # 1 s, and a cut between a quarter of it and a half.
+    length_draw = CutNumber(0, 0).drawn(source.digest()).length_draw
+    assert report.audio_sec == pytest.approx(1.25 + length_draw * 0.25, abs=2 * HOP / 24_000)
 
 
 # What is encoded
@@ -178,7 +179,7 @@ def test_failures_are_told_once_a_source_and_every_segment_is_known(tmp_path: Pa
     short = array_source(noise(HOP - 1, seed=1), "row short")
     silent = array_source(np.zeros(1_000, dtype=np.float32), "row silent")
     bad = [prompt(source) for source in (gone, noise_bytes, short, silent)]
-    bad_cut = prompt(silent, RandomCut(0.5, 0.5))
+    bad_cut = prompt(silent, CutNumber(0, 0))
     bad_again = prompt(array_source(np.zeros(1_000, dtype=np.float32), "row silent too"))
     told: list[tuple[str, str]] = []
     store = open_store(tmp_path, encoder)
