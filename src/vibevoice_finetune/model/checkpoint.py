@@ -281,9 +281,10 @@ def _load(
     """Fill an empty model of transformers from the files.
 
     transformers is handed the slices of the files under their native names instead of the files: it reads each when
-    its turn comes, casts, moves or quantises it, and never touches those that were not handed over.
+    its turn comes, casts, moves or quantises it, and never touches those that were not handed over. While it quantises
+    it reads one after the other (without, on four threads), so the memory is that of the result and a single tensor.
     """
-    with lazy_tensors(tensors) as slices:
+    with lazy_tensors(tensors, mapped=quantization_config is None) as slices:
         loaded: Any = model_class.from_pretrained(
             None,
             config=config,

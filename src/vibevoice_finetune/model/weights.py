@@ -159,10 +159,19 @@ def read_bytes(stored: StoredTensor, chunk_bytes: int = 8 * 1024**2) -> Iterator
 
 
 @contextmanager
-def lazy_tensors(tensors: Mapping[str, StoredTensor]) -> Iterator[dict[str, Any]]:
-    """Native name to safetensors' slice object, which reads its tensor only when it is indexed."""
+def lazy_tensors(tensors: Mapping[str, StoredTensor], *, mapped: bool = True) -> Iterator[dict[str, Any]]:
+    """Native name to safetensors' slice object, which reads its tensor only when it is indexed.
+
+    Args:
+        tensors: which ones.
+        mapped: a tensor is a view of the mapped file, so one that keeps its type on the CPU costs no memory of its own.
+            What is only read to be turned into something else is better copied out of the file: mapped pages count as
+            the process's memory until the kernel wants them back.
+    """
+    backend = "mmap" if mapped else "pread"
     with ExitStack() as stack:
-        handles = {file: stack.enter_context(_open(file)) for file in {stored.file for stored in tensors.values()}}
+        files = {stored.file for stored in tensors.values()}
+        handles = {file: stack.enter_context(_open(file, backend)) for file in files}
         yield {name: handles[stored.file].get_slice(stored.name) for name, stored in tensors.items()}
 
 
@@ -257,9 +266,9 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
 
 
 @contextmanager
-def _open(file: Path) -> Iterator[Any]:
+def _open(file: Path, backend: str = "mmap") -> Iterator[Any]:
     try:
-        handle = safe_open(file, framework="pt")
+        handle = safe_open(file, framework="pt", backend=backend)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file}: not a complete safetensors file ({error}); found {file.stat().st_size:,} bytes; download it again"

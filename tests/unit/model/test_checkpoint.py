@@ -186,9 +186,9 @@ def test_only_what_is_needed_is_read(tied: Checkpoint, monkeypatch: pytest.Monke
     asked: list[str] = []
 
     @contextmanager
-    def watched(tensors: Mapping[str, StoredTensor]) -> Iterator[dict[str, Any]]:
+    def watched(tensors: Mapping[str, StoredTensor], *, mapped: bool) -> Iterator[dict[str, Any]]:
         asked.extend(stored.name for stored in tensors.values())
-        with lazy_tensors(tensors) as slices:
+        with lazy_tensors(tensors, mapped=mapped) as slices:
             yield slices
 
     monkeypatch.setattr(checkpoint_room, "lazy_tensors", watched)

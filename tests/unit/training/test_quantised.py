@@ -1,12 +1,16 @@
 """4-bit and 8-bit training for real, on the CPU backend of bitsandbytes."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.rows import Small
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
+from vibevoice_finetune.model import checkpoint as checkpoint_room
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapter_info import AdapterInfo
 from vibevoice_finetune.model.adapter_load import load_adapter
@@ -16,6 +20,7 @@ from vibevoice_finetune.model.checkpoint import load_for_training
 from vibevoice_finetune.model.objective import LossSums, Objective
 from vibevoice_finetune.model.portable import save_adapter
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.model.weights import lazy_tensors
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -61,6 +66,38 @@ def test_only_the_language_models_linear_layers_are_quantised(small, bits):
     assert len(found) == 7 * small.facts.num_layers
     assert all(name.startswith("model.language_model.layers.") for name in found)
     assert type(vibevoice.lm_head(model)) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_while_loading_one_tensor_at_a_time_is_whole(small, bits, monkeypatch):
+    """The peak is the result and the largest tensor: what is quantised is freed before the next one is read."""
+    storages, most, mappings = [], [], []
+
+    class Watched:
+        def __init__(self, name, piece):
+            self.name, self.piece = name, piece
+
+        def __getitem__(self, index):
+            tensor = self.piece[index]
+            if self.name.startswith("model.language_model.layers.") and tensor.ndim == 2:  # will be quantised
+                storages.append(StorageWeakRef(tensor.untyped_storage()))
+                most.append(sum(not storage.expired() for storage in storages))
+            return tensor
+
+        def __getattr__(self, name):
+            return getattr(self.piece, name)
+
+    @contextmanager
+    def watched(tensors, *, mapped):
+        mappings.append(mapped)
+        with lazy_tensors(tensors, mapped=mapped) as slices:
+            yield {name: Watched(name, piece) for name, piece in slices.items()}
+
+    monkeypatch.setattr(checkpoint_room, "lazy_tensors", watched)
+    quantised(small, bits)
+    assert len(most) == 7 * small.facts.num_layers
+    assert max(most) == 1
+    assert mappings == [False]  # mapped pages of what was quantised would count until the end
 
 
 @pytest.mark.parametrize("bits", [4, 8])
