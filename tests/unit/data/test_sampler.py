@@ -1,6 +1,7 @@
 """Which rows land in which micro-batch."""
 
 from itertools import chain
+from threading import Event
 
 import pytest
 from torch.utils.data import DataLoader
@@ -64,6 +65,42 @@ def test_loader_hands_the_epoch_on():
     assert isinstance(loader, DataLoader)
     loader.set_epoch(5)
     assert list(loader) == [[5, 5], [5, 5]]
+
+
+class Watched:
+    """Ten rows; each says when it was read, and the seventh cannot be."""
+
+    def __init__(self):
+        self.read = {row: Event() for row in range(10)}
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, draw):
+        if draw.row == 6:
+            raise DataError("row 6 cannot be read")
+        self.read[draw.row].set()
+        return draw.row
+
+
+def loader_in_order(watched):
+    return EpochLoader(watched, batch_sampler=RowBatches(10, 1, seed=None), collate_fn=list)
+
+
+def test_the_next_batch_is_made_while_one_is_used():
+    watched = Watched()
+    batches = iter(loader_in_order(watched))
+    assert next(batches) == [0]
+    assert watched.read[2].wait(10), "nobody works ahead"
+    assert not watched.read[5].wait(0.05), "and not further than memory allows"
+    batches.close()
+
+
+def test_an_error_ahead_comes_in_its_turn():
+    batches = iter(loader_in_order(Watched()))
+    assert [next(batches) for _ in range(6)] == [[row] for row in range(6)]
+    with pytest.raises(DataError, match="row 6"):
+        next(batches)
 
 
 LENGTHS = [100, 37, 250, 61, 99, 180, 45, 45, 120, 33, 210, 77, 64]
