@@ -234,6 +234,36 @@ def test_a_signal_to_every_process_of_a_group_saves_too(tmp_path, number):
     assert len(complete_checkpoints(tmp_path / "out")) == 1
 
 
+ACCELERATE_CONFIG = """
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+num_processes: 2
+num_machines: 1
+machine_rank: 0
+mixed_precision: 'no'
+rdzv_backend: static
+use_cpu: true
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_its_fsdp_configuration_splits_weights(tmp_path):
+    jsonl = write_rows(tmp_path / "rows")
+    config = tmp_path / "fsdp.yaml"
+    config.write_text(ACCELERATE_CONFIG)
+    saving = ("--max_steps", 2, "--save_strategy", "steps", "--save_steps", 2)
+    words = train_words(jsonl, tmp_path / "out", *saving)
+    launch = python("accelerate.commands.launch", "--config_file", config, "-m", "vibevoice_finetune", *words)
+    done = finish(launch)
+    assert done.returncode == 0, done.stderr
+    assert "split over 2 processes" in " ".join(done.stderr.split())
+    (saved,) = complete_checkpoints(tmp_path / "out")
+    assert not list(saved.rglob("*pytorch_model_fsdp*")), "accelerate's own kind of checkpoint"
+
+
 def stopped(command, output_dir, send, number=signal.SIGTERM):
     """Start a run, send a signal after some steps, and return what it wrote to stderr; it must not end with 0."""
     run = start(command)
