@@ -31,7 +31,7 @@ from vibevoice_finetune.data.collate import Batch, collate
 from vibevoice_finetune.data.dataset import Draw, SpeechDataset
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.adapters import AdapterPlan, attach, rely_on_autocast, trainable_parameters
 from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.objective import LossSums
 from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
@@ -202,6 +202,8 @@ def run(
         keep_trainable(model)
     set_attention(vibevoice.language_model(model), case.attention)
     attach(model, AdapterPlan(8, 32, DROPOUT, TARGETS, case.head, train_connectors=False))
+    if case.dtype is torch.bfloat16:
+        rely_on_autocast(model)
     objective = TimedObjective(model, random_model.special_of(case.size)).train()
     if case.checkpointing:
         objective.activation_checkpointing_enable()

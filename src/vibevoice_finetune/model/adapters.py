@@ -62,8 +62,7 @@ def attach(model: nn.Module, plan: AdapterPlan) -> None:
     """Freeze the model, and make trainable what the plan names.
 
     LoRA's first matrix is drawn from torch's global generator, which the caller seeds; its second one is zero, so the
-    model computes what it did before. Trainable tensors become float32, a fully trained block as a whole; a model with
-    frozen weights in bf16 is therefore to be run under autocast.
+    model computes what it did before. Trainable tensors become float32, a fully trained block as a whole.
 
     Raises:
         ArgumentError: the plan does not fit the model or trains nothing; the model is as it was.
@@ -82,6 +81,17 @@ def attach(model: nn.Module, plan: AdapterPlan) -> None:
     if plan.train_connectors:
         _train_whole(vibevoice.acoustic_connector(model))
         _train_whole(vibevoice.semantic_connector(model))
+
+
+def rely_on_autocast(model: nn.Module) -> None:
+    """Let LoRA read its inputs as they are, in a model that runs under autocast and nowhere else.
+
+    PEFT makes a float32 copy of every input, which autocast rounds back to the same bf16 at once: without it, losses
+    and gradients are equal in every bit. Without autocast, LoRA on bf16 inputs then raises.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def head_parameters(model: nn.Module) -> list[HeadParameter]:
@@ -214,10 +224,7 @@ def _inject_for_training(block: nn.Module, plan: AdapterPlan, targets: tuple[str
         target_modules=list(targets),
         task_type=TaskType.FEATURE_EXTRACTION,
     )
-    for layer in _inject(block, config).values():
-        # PEFT would make a float32 copy of every input, which autocast rounds back to the same bf16 at once. Generation
-        # runs without autocast and keeps the cast.
-        layer.cast_input_dtype_enabled = False
+    _inject(block, config)
 
 
 def _inject(block: nn.Module, config: LoraConfig) -> dict[str, LoraLayer]:

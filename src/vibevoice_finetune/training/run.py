@@ -28,7 +28,7 @@ from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
 from vibevoice_finetune.hub_upload import Upload, add_training_to_card, push_result, take_upload
 from vibevoice_finetune.model import vibevoice
 from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
-from vibevoice_finetune.model.adapters import AdapterPlan, attach
+from vibevoice_finetune.model.adapters import AdapterPlan, attach, rely_on_autocast
 from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
 from vibevoice_finetune.model.compilation import compile_blocks
@@ -187,6 +187,8 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     set_attention(vibevoice.language_model(model), model_args.attention(loop.device.type))
     set_seed(loop.seed)
     attach(model, plan)
+    if loop.bf16:
+        rely_on_autocast(model)
     if loop.torch_compile_backend is not None:
         if loop.splits_weights:
             raise ArgumentError("--torch_compile and --fsdp were never tried together; leave one of the two out.")

@@ -26,6 +26,7 @@ from vibevoice_finetune.model.adapters import (
     head_parameters,
     lora_layers,
     merge,
+    rely_on_autocast,
     trainable_parameters,
 )
 
@@ -111,15 +112,13 @@ def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
 
 
 def with_peft_cast(case: AdapterPlan, *, cast: bool) -> tuple[Tensor, dict[str, Tensor], int]:
-    """Loss, gradients and kept bytes under bf16 autocast, with PEFT's cast of the input to float32 or as attached."""
+    """Loss, gradients and kept bytes under bf16 autocast, with PEFT's cast of the input to float32 or without."""
     model = small_model(dtype=torch.bfloat16).train()
     torch.manual_seed(0)
     attach(model, case)
     train_at_random(model)
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            assert not module.cast_input_dtype_enabled
-            module.cast_input_dtype_enabled = cast
+    if not cast:
+        rely_on_autocast(model)
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, VibeVoiceConfig
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.model.adapters import AdapterPlan, attach, rely_on_autocast, trainable_parameters
 from vibevoice_finetune.model.attention import set_attention
 from vibevoice_finetune.model.objective import Objective
 from vibevoice_finetune.training.footprint import MicroBatch, Recipe
@@ -80,6 +80,8 @@ def objective(model_config: VibeVoiceConfig, recipe: Recipe) -> Objective:
         recipe.lora_r, 32, recipe.lora_dropout, recipe.lora_targets, recipe.head, recipe.train_connectors
     )
     attach(model, plan)
+    if recipe.bf16:
+        rely_on_autocast(model)
     result = Objective(model, SPECIAL)
     if recipe.checkpointing:
         result.activation_checkpointing_enable()
