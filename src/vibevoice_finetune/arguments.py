@@ -96,7 +96,7 @@ class ModelArguments:
         if self.attn_implementation != "auto":
             return self.attn_implementation
         if device_type == "cpu":
-            return "varlen"  # 5 times as fast for eight rows, see benchmarks/README.md; not measured on a GPU
+            return "varlen"  # 3 times as fast for eight rows or more, see benchmarks/README.md; not measured on a GPU
         has_flash = device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
         return "flash_attention_2" if has_flash else "sdpa"
 
