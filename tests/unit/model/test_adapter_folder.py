@@ -437,7 +437,7 @@ def load_changed(
         ("head as safetensors", lambda f: (f / "adapter_config.json").write_text("[]"), "holds a JSON list"),
         (  # takes time exponential in the length of the name
             "head as safetensors",
-            lambda f: edit_json(f / "adapter_config.json", target_modules=r"(?:(?:.|\w)(?:.|\w)?)*s"),
+            lambda f: edit_json(f / "adapter_config.json", target_modules=r"(?:(?:.|\w)+)*s"),
             "is no usable regular expression",
         ),
         (  # takes memory and time before it is matched
