@@ -8,7 +8,10 @@ In: the file. Out: which modules have LoRA, and with which rank and scale.
 """
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +41,30 @@ _NOT_PLAIN = (
 )
 # Initialisations that leave the base weights as they are; the others (pissa, olora, corda, loftq) subtract from them.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-# Patterns are matched against names of some forty characters: one that takes a quarter of a second is hostile. Names
-# need no counted repetitions, which if nested are expanded before the clock runs, and no references or recursion.
-_PATTERN_SEC = 0.25
+# Patterns are matched against names of some forty characters, in microseconds: those that take this long together, over
+# hundreds of names, are hostile. Names need no counted repetitions, which if nested are expanded before the clock runs,
+# and no references or recursion.
+_PATTERNS_SEC = 1.0
 _PATTERN_CHARACTERS = 2000
 _PATTERN = regex.compile(r"(?:[\w.\\()|*+^$\[\]-]|(?<!\()\?|\(\?[:!=])*")
 _MAX_RANK = 1_000_000
 _MAX_ALPHA = 1e9
+
+
+@dataclass
+class Clock:
+    """Time that is left for the patterns of a file."""
+
+    left_sec: float = _PATTERNS_SEC
+
+    @contextmanager
+    def running(self) -> Iterator[float]:
+        """Yield what is left, in seconds, and take off what is used."""
+        began = time.monotonic()
+        try:
+            yield max(self.left_sec, 1e-3)  # `regex` takes no 0
+        finally:
+            self.left_sec -= time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,7 @@ class LoraRules:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     base_model: str | None
+    clock: Clock = field(default_factory=Clock, repr=False, compare=False)
 
     def wants(self, module: str) -> bool:
         """Whether the module gets LoRA: PEFT's rule, a list matches whole endings, a string is a regular expression."""
@@ -97,7 +118,8 @@ class LoraRules:
                 f"{self.where}: {pattern!r:.200} is no name of a module and no simple regular expression for names"
             )
         try:
-            return regex.fullmatch(pattern, module, timeout=_PATTERN_SEC) is not None
+            with self.clock.running() as left_sec:
+                return regex.fullmatch(pattern, module, timeout=left_sec) is not None
         except (regex.error, TimeoutError, OverflowError, RecursionError) as error:
             raise AdapterError(f"{self.where}: the pattern {pattern!r:.200} is no usable regular expression") from error
 
