@@ -12,9 +12,6 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -31,22 +28,17 @@ from vibevoice_finetune.data.decode import Floats
 from vibevoice_finetune.data.fill import BATCH_SEC, fill
 from vibevoice_finetune.data.latents import LatentStore, Segment
 from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.model.arithmetic import Arithmetic, fastest
 
 SPEECH = Path(__file__).parents[1] / "src" / "vibevoice_finetune" / "demo_data" / "speech.jsonl"
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """A way to compute: the dtype of weights and activations, and whether matrix units may round float32 to tf32."""
-
-    name: str
-    dtype: torch.dtype
-    tf32: bool
-
-
-FLOAT32 = Arithmetic("float32", torch.float32, tf32=False)
-TF32 = Arithmetic("tf32", torch.float32, tf32=True)
-BF16 = Arithmetic("bf16", torch.bfloat16, tf32=False)
+WAYS = {
+    "float32": (torch.float32, Arithmetic.FLOAT32),
+    "tf32": (torch.float32, Arithmetic.TF32),
+    "bf16": (torch.bfloat16, Arithmetic.FLOAT32),
+}
+"""Ways to compute: the dtype of weights and activations, and whether matrix units may round float32 to tf32."""
 
 
 def main() -> None:
@@ -82,15 +74,15 @@ def encoders_alone(flags: argparse.Namespace, device: torch.device, speech_N: Fl
     batch_BN = torch.from_numpy(speech_N[:whole].reshape(-1, clip))
     reference: list[Tensor] = []
     results: list[record.Json] = []
-    for arithmetic in (FLOAT32, *((TF32,) if device.type == "cuda" else ()), *((BF16,) if has_bf16(device) else ())):
-        encoders = random_model.encoders(random_model.config_of(flags.size), arithmetic.dtype, device)
-        with computing(arithmetic):
-            latents = encode(encoders, batch_BN)
-            seconds = timed(encoders, batch_BN, device, repeats=1 if device.type == "cpu" else 5)
+    for way in ("float32", *(("tf32",) if device.type == "cuda" else ()), *(("bf16",) if has_bf16(device) else ())):
+        dtype, arithmetic = WAYS[way]
+        encoders = random_model.encoders(random_model.config_of(flags.size), dtype, device, arithmetic)
+        latents = encode(encoders, batch_BN)
+        seconds = timed(encoders, batch_BN, device, repeats=1 if device.type == "cpu" else 5)
         reference = reference or latents
         results.append(
             {
-                "arithmetic": arithmetic.name,
+                "arithmetic": way,
                 "audio_sec_per_sec": round(batch_BN.numel() / SAMPLING_RATE_HZ / seconds, 2),
                 "acoustic_error": relative_error(latents[0], reference[0]),
                 "semantic_error": relative_error(latents[1], reference[1]),
@@ -103,18 +95,6 @@ def encoders_alone(flags: argparse.Namespace, device: torch.device, speech_N: Fl
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     return {"batch_sec": batch_BN.numel() / SAMPLING_RATE_HZ, "encoders": results}
-
-
-@contextmanager
-def computing(arithmetic: Arithmetic) -> Iterator[None]:
-    """Within the context float32 is exact or tf32; PyTorch's own default is tf32 for convolutions."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = arithmetic.tf32
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def encode(encoders: RandomEncoders, batch_BN: Tensor) -> list[Tensor]:
@@ -142,8 +122,9 @@ def relative_error(values: Tensor, reference: Tensor) -> float:
 
 
 def whole_way(flags: argparse.Namespace, device: torch.device, speech_N: Floats) -> record.Json:
-    """Files to latent store: hashing, decoding, encoding, writing; then the same again, with everything there."""
-    encoders = random_model.encoders(random_model.config_of(flags.size), torch.float32, device)
+    """Files to latent store, in the device's own arithmetic: hashing, decoding, encoding, writing; then all again."""
+    arithmetic = fastest(device)
+    encoders = random_model.encoders(random_model.config_of(flags.size), torch.float32, device, arithmetic)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         segments = [
@@ -157,6 +138,7 @@ def whole_way(flags: argparse.Namespace, device: torch.device, speech_N: Floats)
     assert again.encoded == 0
     return {
         "fill": {
+            "arithmetic": str(arithmetic),
             "clips": len(segments),
             "audio_sec": round(report.audio_sec, 1),
             "seconds": round(report.seconds, 2),

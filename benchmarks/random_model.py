@@ -21,6 +21,7 @@ from transformers import (
 
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.model import names
+from vibevoice_finetune.model.arithmetic import Arithmetic
 from vibevoice_finetune.model.checkpoint import SpeechEncoders
 from vibevoice_finetune.model.configs import config_to_native, parts
 from vibevoice_finetune.model.random_checkpoint import Size, original_config
@@ -72,13 +73,21 @@ class RandomEncoders(SpeechEncoders):
     """Both speech encoders with random weights, which have no checkpoint to be named after."""
 
     def __init__(
-        self, acoustic: VibeVoiceAcousticTokenizerEncoderModel, semantic: VibeVoiceAcousticTokenizerEncoderModel
+        self,
+        acoustic: VibeVoiceAcousticTokenizerEncoderModel,
+        semantic: VibeVoiceAcousticTokenizerEncoderModel,
+        arithmetic: Arithmetic,
     ) -> None:
-        super().__init__(acoustic, semantic)
-        self.fingerprint = f"random-{str(acoustic.dtype).removeprefix('torch.')}"
+        super().__init__(acoustic, semantic, arithmetic)
+        self.fingerprint = f"random-{arithmetic if acoustic.dtype == torch.float32 else 'bfloat16'}"
 
 
-def encoders(config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device) -> RandomEncoders:
+def encoders(
+    config: VibeVoiceConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    arithmetic: Arithmetic = Arithmetic.FLOAT32,
+) -> RandomEncoders:
     """Both speech encoders, as `load_encoders` gives them; the same numbers in every dtype but for rounding."""
     audio, semantic, _, _ = parts(config)
     loaded = []
@@ -88,7 +97,7 @@ def encoders(config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device) 
         }
         model = _load(VibeVoiceAcousticTokenizerEncoderModel, part, shapes, dtype, device)
         loaded.append(cast(VibeVoiceAcousticTokenizerEncoderModel, model))
-    return RandomEncoders(loaded[0], loaded[1])
+    return RandomEncoders(loaded[0], loaded[1], arithmetic)
 
 
 @dataclass(frozen=True)

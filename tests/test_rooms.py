@@ -43,6 +43,7 @@ ROOMS = (
     "model.sharding",
     "model.hub",
     "model.weights",
+    "model.arithmetic",
     "model.checkpoint",
     "model.tokenizer",
     "model.processor",

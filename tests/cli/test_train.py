@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import vibevoice_finetune
 from vibevoice_finetune.cli import main
 from vibevoice_finetune.model.adapters import trainable_parameters
+from vibevoice_finetune.model.arithmetic import Arithmetic
 from vibevoice_finetune.parsing import parse
-from vibevoice_finetune.training import run
+from vibevoice_finetune.training import preparation, run
 from vibevoice_finetune.training.preparation import prepare
 
 SPEECH = Path(vibevoice_finetune.__file__).parent / "demo_data" / "speech.jsonl"
@@ -390,3 +391,38 @@ def test_a_changed_run_is_refused_and_changes_nothing(line, tmp_path, capsys):
     assert main(["train", *changed]) == 2
     assert "--learning_rate 5e-05 → 0.001" in capsys.readouterr().err
     assert (tmp_path / "out" / "arguments.yaml").read_text() == before
+
+
+def latents_of(folder):
+    """Which latents a folder holds: the arithmetic of each that has shards."""
+    return sorted({path.parent.name.rpartition("-")[2] for path in folder.glob("*/*.safetensors")})
+
+
+def test_latents_of_another_device_are_used_and_said(few, tiny_checkpoint, tmp_path, capsys, caplog, monkeypatch):
+    """A store filled on a GPU serves a CPU and the other way round; of both kinds, the exact one is taken."""
+
+    def encode(fastest, store="store"):
+        monkeypatch.setattr(preparation, "fastest", lambda _: fastest)
+        words = f"--model_name_or_path {tiny_checkpoint} --train_jsonl {few / 'train.jsonl'} --latents_dir"
+        caplog.clear()
+        assert main(["encode", *shlex.split(words), str(tmp_path / store)]) == 0
+        return capsys.readouterr().err + caplog.text
+
+    gpu, cpu = Arithmetic.TF32, Arithmetic.FLOAT32
+    assert "are used" not in encode(gpu)
+    assert latents_of(tmp_path / "store") == ["tf32"]
+    said = encode(cpu)
+    assert "0 segments encoded" in said
+    assert "holds latents in tf32, which are used; by itself this device would encode in float32" in said
+    assert latents_of(tmp_path / "store") == ["tf32"]
+
+    assert "are used" not in encode(cpu, "other")
+    assert latents_of(tmp_path / "other") == ["float32"]
+    said = encode(gpu, "other")
+    assert "0 segments encoded" in said
+    assert "holds latents in float32, which are used" in said
+
+    for shards in (tmp_path / "other").glob("*-float32"):
+        shards.rename(tmp_path / "store" / shards.name)
+    assert "holds latents in float32, which are used" in encode(gpu)
+    assert latents_of(tmp_path / "store") == ["float32", "tf32"]

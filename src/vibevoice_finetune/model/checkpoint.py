@@ -34,6 +34,7 @@ from vibevoice_finetune.data.encode import encode_in_chunks
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.model import names
+from vibevoice_finetune.model.arithmetic import Arithmetic, computing_in
 from vibevoice_finetune.model.configs import NOISE_SCHEDULE, Layout, generation_settings, layout_of, parts, read_config
 from vibevoice_finetune.model.hub import SETTINGS, WEIGHTS, Repository, download, locate
 from vibevoice_finetune.model.original_config import Json
@@ -184,7 +185,9 @@ class SpeechEncoders:
         self,
         acoustic: VibeVoiceAcousticTokenizerEncoderModel,
         semantic: VibeVoiceAcousticTokenizerEncoderModel,
+        arithmetic: Arithmetic = Arithmetic.FLOAT32,
     ) -> None:
+        self._arithmetic = arithmetic
         self._acoustic = acoustic.requires_grad_(False)
         self._semantic = semantic.requires_grad_(False)
         self.hop_length: int = acoustic.config.hop_length
@@ -204,14 +207,22 @@ class SpeechEncoders:
             Acoustic means (B, F, C) and semantic features (B, F, S) or None, float32, on the encoders' device.
         """
         assert waveform_BN.shape[-1] % self.hop_length == 0, "zero-pad the waveform to whole frames first"
-        input_BN = waveform_BN.to(device=self._acoustic.device, dtype=self._acoustic.dtype)
+        if self._acoustic.device.type == "cuda":
+            waveform_BN = waveform_BN.pin_memory()  # from here the copy runs while this thread goes on
+        input_BN = waveform_BN.to(device=self._acoustic.device, dtype=self._acoustic.dtype, non_blocking=True)
         chunk_samples = ENCODED_AT_ONCE_FRAMES * self.hop_length
-        acoustic_BFC = encode_in_chunks(self._acoustic, input_BN, chunk_samples).float()
-        semantic_BFS = encode_in_chunks(self._semantic, input_BN, chunk_samples).float() if semantic else None
+        with computing_in(self._arithmetic):
+            acoustic_BFC = encode_in_chunks(self._acoustic, input_BN, chunk_samples).float()
+            semantic_BFS = encode_in_chunks(self._semantic, input_BN, chunk_samples).float() if semantic else None
         return acoustic_BFC, semantic_BFS
 
 
-def load_encoders(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> SpeechEncoders:
+def load_encoders(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    arithmetic: Arithmetic = Arithmetic.FLOAT32,
+) -> SpeechEncoders:
     """Load the two encoders; no other tensor is read.
 
     Raises:
@@ -224,12 +235,12 @@ def load_encoders(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
         _load(VibeVoiceAcousticTokenizerEncoderModel, config, _without_prefix(index, prefix), dtype, device)
         for prefix, config in configs.items()
     )
-    return SpeechEncoders(acoustic_model, semantic_model)
+    return SpeechEncoders(acoustic_model, semantic_model, arithmetic)
 
 
-def latent_fingerprint(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
-    """Names the latents of this checkpoint's encoders when they compute in this dtype; fit for a folder's name."""
-    return f"{encoder_fingerprint(checkpoint)}-{str(dtype).removeprefix('torch.')}"
+def latent_fingerprint(encoder_fingerprint: str, arithmetic: Arithmetic) -> str:
+    """Names the latents of these encoders when they compute in this arithmetic; fit for a folder's name."""
+    return f"{encoder_fingerprint}-{arithmetic}"
 
 
 def encoder_fingerprint(checkpoint: Checkpoint) -> str:

@@ -4,11 +4,13 @@ In comes a parsed command line, out goes `Prepared`: the checkpoint's facts, the
 speech tokenizers are in memory only while audio is encoded, and only if some is missing in the store.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed
@@ -21,10 +23,13 @@ from vibevoice_finetune.data.latents import LatentStore, Segment
 from vibevoice_finetune.data.manifest import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
 from vibevoice_finetune.data.plan import PlannedRow, RowRequest, make_requests, plan_rows
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens
+from vibevoice_finetune.data.shards import SUFFIX
 from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.model.arithmetic import Arithmetic, fastest
 from vibevoice_finetune.model.checkpoint import (
     Checkpoint,
     SpeechEncoders,
+    encoder_fingerprint,
     latent_fingerprint,
     load_encoders,
     open_checkpoint,
@@ -32,6 +37,8 @@ from vibevoice_finetune.model.checkpoint import (
 )
 from vibevoice_finetune.model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.model.vibevoice import ModelFacts, facts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,9 @@ def prepare(arguments: Arguments) -> Prepared:
     splits = _read_rows(arguments, cache_dir, bad_rows)
     total = sum(map(len, splits.values())) + bad_rows.counts.total()
     requests = {name: _requests(arguments, rows, bad_rows) for name, rows in splits.items()}
-    dtype = torch.float32
-    fingerprint = latent_fingerprint(checkpoint, dtype)
+    fingerprint, arithmetic = choose_latents(arguments, encoder_fingerprint(checkpoint))
     store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
-    encoder = EncoderOnDemand(checkpoint, model_facts, fingerprint, dtype, arguments.loop.device)
+    encoder = EncoderOnDemand(checkpoint, model_facts, fingerprint, arithmetic, arguments.loop.device)
     requests, report = _fill(store, requests, encoder, bad_rows, arguments)
     encoder.free()
     max_tokens = min(data.max_length or model_facts.max_positions, model_facts.max_positions)
@@ -116,6 +122,31 @@ def latents_dir(arguments: Arguments) -> Path:
     return Path(arguments.data.latents_dir or Path(str(arguments.loop.output_dir)) / "latents")
 
 
+def choose_latents(arguments: Arguments, encoders: str) -> tuple[str, Arithmetic]:
+    """Which latents are read and added to, and in which arithmetic those are that are added.
+
+    What was encoded anywhere serves everywhere, since tf32 and float32 agree within the 1 % that is allowed: latents
+    in float32 if there are some, else latents in tf32 if there are some, else what this device computes fastest. Those
+    in float32 are only ever joined by such; a device without tf32 adds float32 to those in tf32.
+
+    Returns:
+        The fingerprint of the latents, and the arithmetic.
+    """
+    device, folder = arguments.loop.device, latents_dir(arguments)
+    found = [one for one in Arithmetic if any((folder / latent_fingerprint(encoders, one)).glob(f"*{SUFFIX}"))]
+    if arguments.loop.world_size > 1:  # a network folder may look another way from another machine
+        found = cast(list[Arithmetic], _gather(found)[0])
+    arithmetic = found[0] if found else fastest(device)
+    if arguments.loop.process_index == 0 and arithmetic is not fastest(device):
+        logger.warning(
+            "%s holds latents in %s, which are used; by itself this device would encode in %s",
+            folder,
+            arithmetic,
+            fastest(device),
+        )
+    return latent_fingerprint(encoders, arithmetic), arithmetic
+
+
 class EncoderOnDemand:
     """The speech encoders, loaded when the first audio is missing in the store; a `SpeechEncoder`."""
 
@@ -124,7 +155,7 @@ class EncoderOnDemand:
         checkpoint: Checkpoint,
         model_facts: ModelFacts,
         fingerprint: str,
-        dtype: torch.dtype,
+        arithmetic: Arithmetic,
         device: torch.device,
     ) -> None:
         self.checkpoint = checkpoint
@@ -132,14 +163,14 @@ class EncoderOnDemand:
         self.acoustic_dim = model_facts.acoustic_dim
         self.semantic_dim = model_facts.semantic_dim
         self.fingerprint = fingerprint
-        self.dtype = dtype
+        self.arithmetic = arithmetic
         self.device = device
         self._encoders: SpeechEncoders | None = None
 
     def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
         """The acoustic mean (B, F, C) and, if asked for, the semantic features (B, F, S)."""
         if self._encoders is None:
-            self._encoders = load_encoders(self.checkpoint, self.dtype, self.device)
+            self._encoders = load_encoders(self.checkpoint, torch.float32, self.device, self.arithmetic)
         return self._encoders.encode(waveform_BN, semantic)
 
     def free(self) -> None:
