@@ -210,6 +210,13 @@ def test_what_a_changed_run_can_take_over(line, tmp_path, capsys):
         torch.testing.assert_close(average[name], before[name] + 0.9 * (value - before[name]))
 
 
+@pytest.mark.parametrize(("capability", "warns"), [("AVX2", True), ("AVX512", False)])
+def test_bf16_on_a_processor_without_it_is_warned_of(line, monkeypatch, capsys, capability, warns):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert main(["train", *line("--bf16 True --save_strategy no")]) == 0
+    assert ("leave --bf16 True out" in " ".join(capsys.readouterr().err.split())) == warns
+
+
 def test_a_checkpoint_without_the_optimizer_is_not_gone_on_from(line, tmp_path, capsys):
     short = line("--save_strategy steps --save_steps 1 --save_only_model")
     assert main(["train", *short]) == 0

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -87,6 +88,11 @@ def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> I
     extras += ["activation checkpointing"] if loop.activation_checkpointing else []
     schedule = SchedulerType(loop.lr_scheduler_type).value
     yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({schedule}); {', '.join(extras)}"
+    if loop.bf16 and loop.device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        yield (
+            "bf16  this processor has no arithmetic for bf16 (AVX-512): training takes up to a hundred times as long "
+            "as in float32; leave --bf16 True out"
+        )
     if loop.splits_weights:
         yield f"FSDP2 weights, gradients and optimizer are split over {loop.world_size} processes, layer by layer"
     loggers = ", ".join(loop.report_to) if loop.report_to else "none"
