@@ -210,13 +210,6 @@ def test_what_a_changed_run_can_take_over(line, tmp_path, capsys):
         torch.testing.assert_close(average[name], before[name] + 0.9 * (value - before[name]))
 
 
-@pytest.mark.parametrize(("capability", "warns"), [("AVX2", True), ("AVX512", False)])
-def test_bf16_on_a_processor_without_it_is_warned_of(line, monkeypatch, capsys, capability, warns):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert main(["train", *line("--bf16 True --save_strategy no")]) == 0
-    assert ("leave --bf16 True out" in " ".join(capsys.readouterr().err.split())) == warns
-
-
 def test_a_checkpoint_without_the_optimizer_is_not_gone_on_from(line, tmp_path, capsys):
     short = line("--save_strategy steps --save_steps 1 --save_only_model")
     assert main(["train", *short]) == 0
@@ -433,3 +426,13 @@ def test_latents_of_another_device_are_used_and_said(few, tiny_checkpoint, tmp_p
         shards.rename(tmp_path / "store" / shards.name)
     assert "holds latents in float32, which are used" in encode(gpu)
     assert latents_of(tmp_path / "store") == ["float32", "tf32"]
+
+
+def test_bf16_without_instructions_for_it_is_warned_of_in_one_line(line, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert main(["train", *line("--bf16 True --use_cpu True")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("this processor has no instructions for bf16") == 1
+    assert "leave --bf16 True out" in said
+    assert main(["train", *line(output="float32")]) == 0
+    assert "instructions for bf16" not in capsys.readouterr().err

@@ -15,6 +15,21 @@ from vibevoice_finetune.model import names
 from vibevoice_finetune.model.adapters import head_parameters
 from vibevoice_finetune.training.preparation import DataSummary, Prepared
 
+SLOW_BF16 = (
+    "this processor has no instructions for bf16: a step takes up to a hundred times as long as in float32; leave "
+    "--bf16 True out."
+)
+
+
+def is_slow_bf16(device: torch.device, *, bf16: bool) -> bool:
+    """Whether a run multiplies bf16 matrices in a plain loop: on an x86 processor without AVX512-BF16 and AMX.
+
+    Measured on one without: 0.4 GFLOP/s in a backward pass, 59 in float32 (benchmarks/README.md).
+    """
+    abilities = torch.cpu.get_capabilities()
+    units = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # the last two are ARM's
+    return bf16 and device.type == "cpu" and not any(abilities.get(unit) for unit in units)
+
 
 @dataclass(frozen=True)
 class BlockSize:
@@ -55,6 +70,8 @@ def print_report(
         console.print(f"{name:5} {_data_line(summary)}", highlight=False)
     if prepared.bad_rows:
         console.print(f"left out: {prepared.bad_rows}", style="yellow", highlight=False)
+    if is_slow_bf16(arguments.loop.device, bf16=arguments.loop.bf16):
+        console.print(SLOW_BF16, style="yellow", highlight=False)
     for line in _loop_lines(arguments, max_steps, steps_per_epoch):
         console.print(line, highlight=False)
     if arguments.model.train_diffusion_head:
@@ -88,11 +105,6 @@ def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> I
     extras += ["activation checkpointing"] if loop.activation_checkpointing else []
     schedule = SchedulerType(loop.lr_scheduler_type).value
     yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({schedule}); {', '.join(extras)}"
-    if loop.bf16 and loop.device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        yield (
-            "bf16  this processor has no arithmetic for bf16 (AVX-512): training takes up to a hundred times as long "
-            "as in float32; leave --bf16 True out"
-        )
     if loop.splits_weights:
         yield f"FSDP2 weights, gradients and optimizer are split over {loop.world_size} processes, layer by layer"
     loggers = ", ".join(loop.report_to) if loop.report_to else "none"
