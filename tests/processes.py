@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = GOLDEN / "untied" / "checkpoint"
@@ -116,6 +119,30 @@ def logs(output_dir: Path) -> list[dict[str, float]]:
         {name: value for name, value in json.loads(line).items() if not any(part in name for part in TIMED)}
         for line in lines
     ]
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's result."""
+    tensors = {}
+    for path in sorted((run / "lora").rglob("*.safetensors")):
+        tensors |= {f"{path.parent.name}/{name}": value for name, value in load_file(path).items()}
+    return tensors
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every log and every tensor of the result within 1e-5."""
+    for left, right in zip(logs(one), logs(other), strict=True):
+        assert left.keys() == right.keys()
+        for name in left.keys() - {"epoch"}:  # with a ghost, an epoch has more micro-batches
+            assert right[name] == pytest.approx(left[name], rel=1e-5, abs=1e-5), name
+    assert_same_tensors(adapter(one), adapter(other))
+
+
+def assert_same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """The same names, and values within 1e-5."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5)
 
 
 def fresh(folder: Path) -> Path:

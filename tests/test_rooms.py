@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "vibevoice_finetune"
 ROOMS = (
     "__init__",
     "errors",
+    "deepspeed_config",
     "arguments",
     "parsing",
     "data.decode",
@@ -70,6 +71,7 @@ ROOMS = (
     "training.checkpoints",
     "training.identity",
     "training.metrics",
+    "training.zero2",
     "training.snapshot",
     "training.trainer",
     "training.preparation",

@@ -1,9 +1,11 @@
 """`train` with a fault put in: ``python -m tests.distributed.failing FAULT train …``, meant for torchrun.
 
-Faults: "step" (the second process raises in its third micro-batch), "save" (the first finds the disk full).
+Faults: "step" (the second process raises in its third micro-batch), "save" (the first finds the disk full), "gradient"
+(in the second step, the second process's gradient of the first trained tensor is infinite).
 """
 
 import errno
+import math
 import os
 import sys
 from pathlib import Path
@@ -24,6 +26,15 @@ def put_in(fault: str) -> None:
             return plain(self, *arguments, **named)
 
         FinetuneTrainer.compute_loss = compute_loss
+    if fault == "gradient" and rank == 1:
+        begin = FinetuneTrainer._prepare_for_training
+
+        def prepare_for_training(self, *arguments, **named):
+            first = next(iter(self.parameters.values()))
+            first.register_hook(lambda gradient: gradient * (math.inf if self.state.global_step == 1 else 1))
+            return begin(self, *arguments, **named)
+
+        FinetuneTrainer._prepare_for_training = prepare_for_training
     if fault == "save" and rank == 0:
         write = FinetuneTrainer._write_checkpoint
 

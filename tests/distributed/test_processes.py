@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import finish, logs, python, start, train_words, write_rows
+from tests.processes import adapter, assert_same_run, finish, logs, python, start, train_words, write_rows
 from vibevoice_finetune.training.checkpoints import complete_checkpoints
 
 EVERYTHING = ("--train_diffusion_head", "True", "--train_connectors", "True")
@@ -86,24 +86,6 @@ def runs(tmp_path_factory):
         done = finish(python("tests.distributed.several", path, processes=None if processes == 1 else processes))
         assert done.returncode == 0, done.stderr
     return base
-
-
-def adapter(run):
-    tensors = {}
-    for path in sorted((run / "lora").rglob("*.safetensors")):
-        tensors |= {f"{path.parent.name}/{name}": value for name, value in load_file(path).items()}
-    return tensors
-
-
-def assert_same_run(one, other):
-    for left, right in zip(logs(one), logs(other), strict=True):
-        assert left.keys() == right.keys()
-        for name in left.keys() - {"epoch"}:  # with a ghost, an epoch has more micro-batches
-            assert right[name] == pytest.approx(left[name], rel=1e-5, abs=1e-5), name
-    first, second = adapter(one), adapter(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, "tokens"])

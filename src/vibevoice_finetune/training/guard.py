@@ -58,8 +58,15 @@ class Guard:
     variance: float = 0.0
     num_good: int = 0
 
-    def skip(self, step: int, parameters: Mapping[str, nn.Parameter]) -> str:
+    def skip(
+        self, step: int, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
+    ) -> str:
         """Take note of a step whose gradient is not finite, and drop the gradients so that nothing moves.
+
+        Args:
+            step: optimizer steps before it.
+            parameters: the trained ones by name.
+            gradients: this process's, if the parameters do not hold them.
 
         Returns:
             One line naming the parts and the rows.
@@ -67,7 +74,10 @@ class Guard:
         Raises:
             UserError: too many such steps in a row.
         """
-        line = f"step {step + 1} is skipped: {self._blame(parameters)}"
+        if gradients is None:
+            held = {name: parameter.grad for name, parameter in parameters.items()}
+            gradients = {name: own_part(gradient) for name, gradient in held.items() if gradient is not None}
+        line = f"step {step + 1} is skipped: {self._blame(gradients)}"
         for parameter in parameters.values():
             parameter.grad = None
         self.bad_in_a_row += 1
@@ -94,7 +104,7 @@ class Guard:
         self.variance = memory * (self.variance + (1 - memory) * distance**2)
         self.num_good += 1
 
-    def _blame(self, parameters: Mapping[str, nn.Parameter]) -> str:
+    def _blame(self, gradients: Mapping[str, Tensor]) -> str:
         """Which losses of which rows are not finite, or else which gradients."""
         guilty = []
         for micro_batch in self.micro_batches:
@@ -103,11 +113,7 @@ class Guard:
                 guilty.append(f"the {' and '.join(parts)} loss of {', '.join(micro_batch.rows)} is not finite")
         if guilty:
             return "; ".join(guilty)
-        names = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.grad is not None and not math.isfinite(own_part(parameter.grad).float().sum().item())
-        ]
+        names = [name for name, gradient in gradients.items() if not math.isfinite(gradient.float().sum().item())]
         rows = ", ".join(row for micro_batch in self.micro_batches for row in micro_batch.rows)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return f"the losses are finite but the gradient of {shown or 'another process'} is not; rows: {rows}"

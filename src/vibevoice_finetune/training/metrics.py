@@ -125,3 +125,14 @@ def control_accuracy(go_right: float, go_total: float, stop_right: float, stop_t
         "control_go_accuracy": go_right / max(go_total, 1.0),
         "control_stop_accuracy": stop_right / max(stop_total, 1.0),
     }
+
+
+def evaluation_metrics(sums: LossSums, counts: Counts, weights: LossWeights) -> dict[str, float]:
+    """What an evaluation reports, of the sums over all rows; each term weighs the same."""
+    terms = Terms.of(sums, counts)
+    right = [sums[name].item() for name in ("go_right", "go_total", "stop_right", "stop_total")]
+    return {
+        "loss": terms.total(weights).item(),
+        **{f"{name}_loss": value.item() for name, value in vars(terms).items()},
+        **control_accuracy(*right),
+    }

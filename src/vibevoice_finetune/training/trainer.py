@@ -33,8 +33,9 @@ from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, Los
 from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.guard import Guard, MicroBatch, StopRequest, heed_parent_alone
 from vibevoice_finetune.training.identity import Identity
-from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, control_accuracy
+from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, evaluation_metrics
 from vibevoice_finetune.training.snapshot import Snapshot
+from vibevoice_finetune.training.zero2 import Zero2, make_ready
 
 NOTHING = Counts(0, 0, 0, 0, 0)
 DROPOUT_STREAM = 4
@@ -79,7 +80,9 @@ class FinetuneTrainer(Trainer):
         self.stop = StopRequest()
         self.stop_agreed = False
         self.micro_batch = 0
-        self.is_split = is_split(objective)
+        self.splits_optimizer = args.splits_optimizer
+        self.holds_parts = is_split(objective) or args.splits_optimizer
+        self.zero2: Zero2 | None = None
         callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
         super().__init__(
             model=objective,
@@ -93,7 +96,10 @@ class FinetuneTrainer(Trainer):
             self.add_callback(LossProgress())
         # With split weights the model sees to placement and gradient exchange itself, as one that transformers splits
         # while loading does; set after the base class has refused to resume those.
-        self.is_distributed_loading_by_transformers = self.is_split
+        self.is_distributed_loading_by_transformers = is_split(objective)
+        if args.splits_optimizer:
+            make_ready(objective, args)
+            self.is_deepspeed_enabled = False  # or transformers would look for checkpoints that DeepSpeed wrote
         self.loss_is_scaled_for_ga = True
         self.weights = LossWeights.of(args)
         self.export = export
@@ -232,6 +238,20 @@ class FinetuneTrainer(Trainer):
         entropy = (self.draw_seed, self.state.global_step, number, DROPOUT_STREAM)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Without groups that have no parameters, which DeepSpeed drops; so checkpoints are alike with and without."""
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        first = None if self.splits_optimizer else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, first)  # type: ignore[no-untyped-call]
+        if self.splits_optimizer:
+            self.zero2 = Zero2(self.accelerator)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | None:
         """The gradient's norm, after which the step is accepted or skipped; the one wait for the device in a step."""
         total = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -241,9 +261,12 @@ class FinetuneTrainer(Trainer):
         self.window.end_step(self.step_counts, good=good)
         if good:
             self.guard.accept(self.state.global_step, loss_and_norm[0])
+            if self.zero2:
+                self.zero2.step()
             return norm
         self._tr_loss.copy_(self.loss_before_step)
-        logger.warning(self.guard.skip(self.state.global_step, self.parameters))
+        held = self.zero2.drop(self.parameters) if self.zero2 else None
+        logger.warning(self.guard.skip(self.state.global_step, self.parameters, held))
         return None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -290,17 +313,7 @@ class FinetuneTrainer(Trainer):
         if self.args.world_size > 1:
             stacked = self.accelerator.reduce(stacked, reduction="sum")
         everything = cast(LossSums, dict(zip(names, stacked.double(), strict=True)))
-        terms = Terms.of(everything, self._over_processes(counts))
-        metrics = {
-            "loss": terms.total(self.weights).item(),
-            **{f"{name}_loss": value.item() for name, value in vars(terms).items()},
-            **control_accuracy(
-                everything["go_right"].item(),
-                everything["go_total"].item(),
-                everything["stop_right"].item(),
-                everything["stop_total"].item(),
-            ),
-        }
+        metrics = evaluation_metrics(everything, self._over_processes(counts), self.weights)
         return EvalLoopOutput(
             predictions=None,  # type: ignore[arg-type]  # the base class itself returns None without predictions
             label_ids=None,
@@ -335,7 +348,7 @@ class FinetuneTrainer(Trainer):
                 with checkpoints.writing(folder) as staging:
                     self._write_checkpoint(staging)
                 self.rotate_checkpoints()
-            elif self.is_split:
+            elif self.holds_parts:
                 self._write_checkpoint(folder)
 
     def rotate_checkpoints(self) -> None:
@@ -351,7 +364,7 @@ class FinetuneTrainer(Trainer):
         """
         for parameter in self.parameters.values():
             parameter.grad = None
-        if self.is_split:
+        if self.holds_parts:
             return "the steps since the last checkpoint are lost, because the other processes hold parts of them."
         if self.state.global_step == 0:
             return "not even the first step fits; nothing was saved."
@@ -362,7 +375,7 @@ class FinetuneTrainer(Trainer):
     def _write_checkpoint(self, folder: Path) -> None:
         """Write all but the marker; a process that does not write only hands out its parts of split tensors."""
         writes = self.args.should_save
-        optimizer = None if self.args.save_only_model else self.optimizer
+        optimizer = None if self.args.save_only_model else self.zero2 or self.optimizer
         self.snapshot.write(folder, self.state, optimizer, self.lr_scheduler, keep=writes)
         if writes and optimizer is not None:
             self._save_rng_state(str(folder))
@@ -377,7 +390,7 @@ class FinetuneTrainer(Trainer):
         if checkpoint is not None:
             assert self.optimizer is not None
             assert self.lr_scheduler is not None
-            self.snapshot.read_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            self.snapshot.read_optimizer(Path(checkpoint), self.zero2 or self.optimizer, self.lr_scheduler)
 
     def _load_best_model(self) -> None:
         self.snapshot.read_weights(Path(str(self.state.best_model_checkpoint)))
