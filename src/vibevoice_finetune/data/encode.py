@@ -74,10 +74,41 @@ def make_batches(clips: Sequence[Clip], limit: BatchLimit) -> Iterator[list[Clip
         yield batch
 
 
-def encode_within_memory(encoder: SpeechEncoder, clips: Sequence[Clip], limit: BatchLimit) -> list[Latents]:
-    """As `encode_batch`; where the device's memory does not suffice, in halves, and in smaller batches from then on."""
+@dataclass(frozen=True, eq=False)
+class StartedBatch:
+    """A batch that the device has been given; its latents are copied to the host behind it.
+
+    Attributes:
+        clips: of the batch.
+        hop_length: samples a frame.
+        acoustic_BFC: on the host; not to be looked at before `copied`.
+        semantic_BFS: the same, or None.
+        copied: happens when both are there; None if they are.
+    """
+
+    clips: Sequence[Clip]
+    hop_length: int
+    acoustic_BFC: Tensor
+    semantic_BFS: Tensor | None
+    copied: torch.cuda.Event | None
+
+    def results(self) -> list[Latents]:
+        """Wait for the device; each result has its own clip's frames only."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        acoustic_BFC = self.acoustic_BFC.numpy()
+        semantic_BFS = None if self.semantic_BFS is None else self.semantic_BFS.numpy()
+        results = []
+        for row, clip in enumerate(self.clips):
+            own = len(clip.waveform_N) // self.hop_length
+            results.append(Latents(acoustic_BFC[row, :own], None if semantic_BFS is None else semantic_BFS[row, :own]))
+        return results
+
+
+def start_within_memory(encoder: SpeechEncoder, clips: Sequence[Clip], limit: BatchLimit) -> list[StartedBatch]:
+    """As `start_batch`; where the device's memory does not suffice, in halves, and in smaller batches from then on."""
     try:
-        return encode_batch(encoder, clips)
+        return [start_batch(encoder, clips)]
     except torch.OutOfMemoryError as error:
         longest_sec = len(clips[0].waveform_N) / SAMPLING_RATE_HZ
         if len(clips) == 1:
@@ -89,30 +120,38 @@ def encode_within_memory(encoder: SpeechEncoder, clips: Sequence[Clip], limit: B
         logger.warning("out of memory; encoding %.0f s of audio at a time now", limit.samples / SAMPLING_RATE_HZ)
     middle = len(clips) // 2
     halves = clips[:middle], clips[middle:]
-    return [latents for half in halves for latents in encode_within_memory(encoder, half, limit)]
+    return [batch for half in halves for batch in start_within_memory(encoder, half, limit)]
 
 
 def encode_batch(encoder: SpeechEncoder, clips: Sequence[Clip]) -> list[Latents]:
     """Encode clips that all need semantic features, or all do not; each result has its own clip's frames only."""
+    return start_batch(encoder, clips).results()
+
+
+def start_batch(encoder: SpeechEncoder, clips: Sequence[Clip]) -> StartedBatch:
+    """Give the device a batch; on the CPU it is encoded when this returns."""
     semantic = clips[0].semantic
     waveform_BN = np.zeros((len(clips), max(len(clip.waveform_N) for clip in clips)), dtype=np.float32)
     for row_N, clip in zip(waveform_BN, clips, strict=True):
         row_N[: len(clip.waveform_N)] = clip.waveform_N
     with torch.inference_mode():
         acoustic, semantic_features = encoder.encode(torch.from_numpy(waveform_BN), semantic)
-    acoustic_BFC = acoustic.float().cpu().numpy()
+        acoustic_BFC, semantic_BFS = acoustic.float(), None
+        if semantic:
+            assert semantic_features is not None
+            semantic_BFS = semantic_features.float()
+        copied = None
+        if acoustic.is_cuda:  # copies without a wait go into pinned memory, which PyTorch takes by itself
+            acoustic_BFC = acoustic_BFC.to("cpu", non_blocking=True)
+            semantic_BFS = None if semantic_BFS is None else semantic_BFS.to("cpu", non_blocking=True)
+            copied = torch.cuda.current_stream(acoustic.device).record_event()
+        else:
+            acoustic_BFC = acoustic_BFC.cpu()
+            semantic_BFS = None if semantic_BFS is None else semantic_BFS.cpu()
     frames = waveform_BN.shape[1] // encoder.hop_length
     assert acoustic_BFC.shape == (len(clips), frames, encoder.acoustic_dim), acoustic_BFC.shape
-    semantic_BFS = None
-    if semantic:
-        assert semantic_features is not None
-        semantic_BFS = semantic_features.float().cpu().numpy()
-        assert semantic_BFS.shape == (len(clips), frames, encoder.semantic_dim), semantic_BFS.shape
-    results = []
-    for row, clip in enumerate(clips):
-        own = len(clip.waveform_N) // encoder.hop_length
-        results.append(Latents(acoustic_BFC[row, :own], None if semantic_BFS is None else semantic_BFS[row, :own]))
-    return results
+    assert semantic_BFS is None or semantic_BFS.shape == (len(clips), frames, encoder.semantic_dim), semantic_BFS.shape
+    return StartedBatch(clips, encoder.hop_length, acoustic_BFC, semantic_BFS, copied)
 
 
 def encode_in_chunks(network: nn.Module, waveform_BN: Tensor, chunk_samples: int) -> Tensor:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, AudioError, AudioSource
-from vibevoice_finetune.data.encode import BatchLimit, SpeechEncoder, encode_within_memory, make_batches
+from vibevoice_finetune.data.encode import BatchLimit, SpeechEncoder, StartedBatch, make_batches, start_within_memory
 from vibevoice_finetune.data.latents import Keys, LatentStore, Segment, make_key
 from vibevoice_finetune.data.progress import FillProgress
 from vibevoice_finetune.data.ranks import Failed, Ranks, Step, Together
 from vibevoice_finetune.data.readahead import SourceWork, prepare_ahead
-from vibevoice_finetune.data.shards import KEY_TYPE, Latents
+from vibevoice_finetune.data.shards import KEY_TYPE, Latents, ShardWriter
 from vibevoice_finetune.errors import DataError, UserError
 
 __all__ = ["FillReport", "Ranks", "fill"]
@@ -35,6 +35,7 @@ BATCHES_A_WINDOW = 8
 """Clips are sorted by length within a window of so many batches, so that few samples are padding."""
 
 HASH_AT_ONCE = 64
+MOST_THREADS = 8
 SAVE_DIGESTS_EVERY_SEC = 60.0
 VISIBLE_WITHIN_SEC = 90.0
 """How long a network file system may take to show one machine the files of another; 60 s is the longest usual."""
@@ -107,7 +108,7 @@ def fill(
             what it raises ends the filling. `BadRows.report` fits.
         ranks: this process among those that fill together; None for one process.
         batch_sec: audio in one batch, padding included; a longer clip makes a batch of its own.
-        num_threads: threads that hash and decode; None for one a core, at most eight.
+        num_threads: threads that hash and decode; None for `decoding_threads`.
         max_age_sec: the most work, in seconds, that a kill can cost.
 
     Raises:
@@ -117,7 +118,7 @@ def fill(
     assert encoder.fingerprint == store.kind.fingerprint, "the store belongs to another encoder"
     started_sec = time.monotonic()
     ranks = ranks or Ranks()
-    threads = num_threads or min(8, os.cpu_count() or 1)
+    threads = num_threads or decoding_threads()
     if ranks.rank == 0:
         store.clean()
     with FillProgress(shown=ranks.rank == 0) as progress:
@@ -143,6 +144,16 @@ def fill(
         audio_sec=total.audio_sec,
         seconds=time.monotonic() - started_sec,
     )
+
+
+def decoding_threads() -> int:
+    """This process's share of the cores that it may run on, at most eight.
+
+    A GPU that encodes 500 times as fast as real time is fed by one or two (`benchmarks/decode_ahead.py`).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    return min(MOST_THREADS, max(1, cores // processes_here))
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,8 +287,13 @@ def _encode_steps(
         for numbers in groups
     )
     windows = prepare_ahead(
-        works, encoder.hop_length, window_samples=limit.samples * BATCHES_A_WINDOW, num_threads=num_threads
+        works,
+        encoder.hop_length,
+        first_samples=limit.samples,
+        window_samples=limit.samples * BATCHES_A_WINDOW,
+        num_threads=num_threads,
     )
+    started: list[StartedBatch] = []
     with store.writer(max_age_sec=max_age_sec) as writer, closing(windows):
         for window in windows:
             for prepared in window:
@@ -285,20 +301,30 @@ def _encode_steps(
                     numbers = tuple(number for number, _ in prepared.work.segments)
                     yield Step(done=len(numbers), failures=(Failed(numbers, prepared.error),))
             for batch in make_batches([clip for prepared in window for clip in prepared.clips], limit):
-                failures = []
-                audio_samples = 0
-                for clip, latents in zip(batch, encode_within_memory(encoder, batch, limit), strict=True):
-                    if _is_finite(latents):
-                        writer.add(asked.keys[clip.number].decode(), latents)
-                        audio_samples += len(clip.waveform_N)
-                    else:
-                        failures.append(Failed((clip.number,), _not_finite(segments[clip.number].source)))
-                yield Step(
-                    done=len(batch),
-                    encoded=len(batch) - len(failures),
-                    audio_sec=audio_samples / SAMPLING_RATE_HZ,
-                    failures=tuple(failures),
-                )
+                before, started = started, start_within_memory(encoder, batch, limit)
+                if started[0].copied is None:  # on the CPU there is nothing to wait for: write it at once
+                    before, started = before + started, []
+                for one in before:  # while the device computes the batches just started
+                    yield _write(one, segments, asked, writer)
+        for one in started:
+            yield _write(one, segments, asked, writer)
+
+
+def _write(batch: StartedBatch, segments: Sequence[Segment], asked: _Asked, writer: ShardWriter) -> Step:
+    failures = []
+    audio_samples = 0
+    for clip, latents in zip(batch.clips, batch.results(), strict=True):
+        if _is_finite(latents):
+            writer.add(asked.keys[clip.number].decode(), latents)
+            audio_samples += len(clip.waveform_N)
+        else:
+            failures.append(Failed((clip.number,), _not_finite(segments[clip.number].source)))
+    return Step(
+        done=len(batch.clips),
+        encoded=len(batch.clips) - len(failures),
+        audio_sec=audio_samples / SAMPLING_RATE_HZ,
+        failures=tuple(failures),
+    )
 
 
 def _is_finite(latents: Latents) -> bool:

@@ -3,7 +3,8 @@
 In come groups of segments that share a source; each source is decoded once, then cut, normalised and padded for every
 segment. Out come windows: lists of waveforms whose audio adds up to about the same length each, small enough to hold
 two in memory, large enough to be sorted into batches of equal lengths. Decoding (libsndfile) and resampling (soxr)
-release Python's lock, so threads suffice.
+release Python's lock: two threads are twice as fast as one, and faster than two processes, which have to hand the
+waveforms over (measured, `benchmarks/decode_ahead.py`).
 
 Shapes: N samples, a multiple of the encoder's hop.
 """
@@ -99,17 +100,20 @@ def _too_short(source: AudioSource, num_samples: int, hop_length: int) -> AudioE
 
 
 def prepare_ahead(
-    works: Iterator[SourceWork], hop_length: int, *, window_samples: int, num_threads: int
+    works: Iterator[SourceWork], hop_length: int, *, first_samples: int, window_samples: int, num_threads: int
 ) -> Generator[list[Prepared], None, None]:
     """Prepare in threads and yield windows of at least `window_samples` samples (the last one: the rest).
 
-    While a window is worked on, about one more is prepared. How many sources make a window is judged by the mean of
-    those seen so far, so memory stays at about two windows plus the longest source a thread, whatever the lengths.
+    The first window has `first_samples`, so that the encoder starts early, and each has twice as many as the one before
+    until they are full. While a window is worked on, about one more is prepared. How many sources make a window is
+    judged by the mean of those seen so far, so memory stays at about two windows plus the longest source a thread,
+    whatever the lengths.
     """
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
     pending: set[Future[Prepared]] = set()
     window: list[Prepared] = []
     window_total, all_total, num_prepared = 0, 0, 0
+    enough = min(first_samples, window_samples)
     try:
         while True:
             ahead = num_threads
@@ -117,9 +121,10 @@ def prepare_ahead(
                 ahead = max(ahead, window_samples * num_prepared // all_total)
             while len(pending) < ahead and (work := next(works, None)) is not None:
                 pending.add(pool.submit(prepare, work, hop_length))
-            if window_total >= window_samples or (window and not pending):
+            if window_total >= enough or (window and not pending):
                 yield window
                 window, window_total = [], 0
+                enough = min(2 * enough, window_samples)
             if not pending:
                 return
             done, pending = wait(pending, return_when=FIRST_COMPLETED)

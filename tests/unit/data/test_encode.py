@@ -10,8 +10,8 @@ from vibevoice_finetune.data.encode import (
     BatchLimit,
     encode_batch,
     encode_in_chunks,
-    encode_within_memory,
     make_batches,
+    start_within_memory,
 )
 from vibevoice_finetune.data.readahead import Clip
 from vibevoice_finetune.errors import UserError
@@ -99,7 +99,8 @@ class LittleMemory(SmallEncoder):
 def test_out_of_memory_makes_smaller_batches_with_the_same_result() -> None:
     batch = clips(4, 4, 3, 3, 2, 1)
     limit = BatchLimit(1_000_000)
-    results = encode_within_memory(LittleMemory(), batch, limit)
+    started = start_within_memory(LittleMemory(), batch, limit)
+    results = [latents for one in started for latents in one.results()]
     for clip, result in zip(batch, results, strict=True):
         (alone,) = encode_batch(SmallEncoder(), [clip])
         np.testing.assert_allclose(result.acoustic_FC, alone.acoustic_FC, rtol=0, atol=1e-6)
@@ -109,4 +110,4 @@ def test_out_of_memory_makes_smaller_batches_with_the_same_result() -> None:
 
 def test_a_single_clip_beyond_the_memory_is_said_clearly() -> None:
     with pytest.raises(UserError, match=r"memory does not suffice.*single clip of 0\.0 s.*--use_cpu"):
-        encode_within_memory(LittleMemory(), clips(11), BatchLimit(1_000_000))
+        start_within_memory(LittleMemory(), clips(11), BatchLimit(1_000_000))

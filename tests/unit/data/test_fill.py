@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -33,8 +34,10 @@ from tests.unit.data.speech_encoders import (
 )
 from vibevoice_finetune.data import fill as fill_room
 from vibevoice_finetune.data.audio import AudioSource
-from vibevoice_finetune.data.fill import Ranks, fill
+from vibevoice_finetune.data.encode import BatchLimit, StartedBatch, start_within_memory
+from vibevoice_finetune.data.fill import Ranks, decoding_threads, fill
 from vibevoice_finetune.data.latents import CutNumber, Segment
+from vibevoice_finetune.data.readahead import Clip, SourceWork, prepare_ahead
 from vibevoice_finetune.errors import DataError, UserError
 
 # The processes of these tests are forked from one that has imported everything and never computed.
@@ -167,6 +170,61 @@ def test_batches_respect_the_limit_and_waste_little(tmp_path: Path) -> None:
     assert max(rows * length for rows, length in encoder.shapes) <= 40 * HOP
     padded = sum(rows * length for rows, length in encoder.shapes)
     assert padded < 1.15 * sum(HOP * (3 + n % 10) for n in range(200))
+
+
+# Nobody waits for nothing
+
+
+def test_the_first_windows_are_small_so_that_the_encoder_starts_early() -> None:
+    clip = prompt(array_source(noise(HOP, seed=1)))
+    works = [SourceWork(clip.source, "", ((number, clip),)) for number in range(40)]
+    windows = list(prepare_ahead(iter(works), HOP, first_samples=HOP, window_samples=8 * HOP, num_threads=1))
+    sizes = [len(window) for window in windows]
+    assert sizes[0] == 1
+    # Each is at least twice as long as it had to be before, and what was finished meanwhile comes along.
+    assert all(size >= least for size, least in zip(sizes[:-1], [1, 2, 4, 8, 8, 8, 8], strict=False))
+    assert sorted(prepared.work.segments[0][0] for window in windows for prepared in window) == list(range(40))
+
+
+@dataclass
+class Copied:
+    """Stands for a device's event; notes when somebody waits for it."""
+
+    number: int
+    events: list[str]
+
+    def synchronize(self) -> None:
+        self.events.append(f"waited for {self.number}")
+
+
+def test_a_device_has_the_next_batch_before_the_last_one_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def start(encoder: SmallEncoder, clips: list[Clip], limit: BatchLimit) -> list[StartedBatch]:
+        number = len(encoder.shapes)
+        events.append(f"started {number}")
+        return [replace(one, copied=Copied(number, events)) for one in start_within_memory(encoder, clips, limit)]
+
+    monkeypatch.setattr(fill_room, "start_within_memory", start)
+    encoder = SmallEncoder()
+    store = open_store(tmp_path, encoder)
+    fill(store, targets(6), encoder, refuse, batch_sec=1e-9)  # a clip a batch
+    pairs = [f"started {n + 1} waited for {n}" for n in range(5)]
+    assert " ".join(events) == " ".join(["started 0", *pairs, "waited for 5"])
+    check_store(store, targets(6), SmallEncoder())
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(2, None, 2), (64, None, 8), (64, 16, 4), (4, 8, 1)])
+def test_threads_are_this_process_s_share_of_the_cores(
+    cores: int, processes: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert decoding_threads() == expected
 
 
 # What cannot be encoded
