@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import random_model, record
 from benchmarks.ceiling import has_bf16
 from benchmarks.random_model import RandomEncoders
-from benchmarks.train_step import Case, measured
+from benchmarks.train_step import Case, attention, measured
 from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, load_audio, parse_audio, write_audio
 from vibevoice_finetune.data.decode import Floats
 from vibevoice_finetune.data.fill import BATCH_SEC, fill
@@ -151,7 +151,7 @@ def whole_way(flags: argparse.Namespace, device: torch.device, speech_N: Floats)
 def step_costs(flags: argparse.Namespace, device: torch.device, numbers: record.Json) -> record.Json:
     """A training step of the small language model with a filled store, and with its clips encoded within the step."""
     dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    case = Case("tiny", "full", rows=4, clip_sec=flags.clip_sec, draws=4, dtype=dtype)
+    case = Case("tiny", "full", rows=4, clip_sec=flags.clip_sec, draws=4, dtype=dtype, attention=attention(device))
     step_sec = cast(float, measured(case, device, num_steps=5, ceiling=1.0)["step_sec"])
     rate = cast(dict[str, float], numbers["fill"])["audio_sec_per_sec"]
     encoding_sec = case.rows * case.clip_sec / rate

@@ -3,8 +3,8 @@
 PyTorch lets convolutions on NVIDIA GPUs round their factors to tf32 (10 bits of mantissa) unless it is told otherwise,
 and matrix products not; so "float32" is one thing on a GPU and another elsewhere. Here it is always said.
 
-Measured on emulated tf32 (`benchmarks/encoder_precision.py`): latents are off by 0.07 to 0.31 %; with bf16 by 1.1 to 4.1 %.
-What coarser arithmetic may cost them is 1 %, so tf32 is used where there is hardware for it, and bf16 is not.
+Measured on emulated tf32 (`benchmarks/encoder_precision.py`): latents are off by 0.07 to 0.31 %; with bf16 by 1.1 to
+4.1 %. What coarser arithmetic may cost them is 1 %, so tf32 is used where there is hardware for it, and bf16 is not.
 """
 
 from collections.abc import Iterator
