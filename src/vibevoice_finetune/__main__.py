@@ -1,8 +1,6 @@
 """``python -m vibevoice_finetune``: the door for launchers, as in ``torchrun -m vibevoice_finetune train …``."""
 
-import sys
-
-from vibevoice_finetune.cli import main
+from vibevoice_finetune.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -1,5 +1,6 @@
 """The table of commands: quick to answer, exact about mistakes, and every line of it leads somewhere."""
 
+import os
 import subprocess
 import sys
 import time
@@ -55,6 +56,42 @@ def test_unknown_command_is_one_line_and_exit_code_2() -> None:
     names = ", ".join(command.name for command in cli.COMMANDS)
     assert names.startswith("train, encode, ")
     assert result.stderr == f"error: no command named 'tarin'; commands: {names}; see vibevoice-finetune --help\n"
+
+
+ENDING = """
+import atexit, sys
+from vibevoice_finetune.cli import program
+
+class Part:
+    def __del__(self):
+        print("taken apart")
+
+part = Part()
+
+def body():
+    atexit.register(print, "hook")
+    print("body", end=" ")
+    if sys.argv[1] == "error":
+        raise RuntimeError("nobody catches this")
+    return int(sys.argv[1])
+
+program(body)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("ending", "code"), [("0", 0), ("75", 75), ("error", 1)])
+def test_one_of_several_processes_ends_before_the_interpreter_is_taken_apart(
+    processes: int, ending: str, code: int
+) -> None:
+    """Threads of the group abort a process whose interpreter goes before them; hooks, output and code are kept."""
+    words = [sys.executable, "-c", ENDING, ending]
+    environment = {**os.environ, "WORLD_SIZE": str(processes)}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == code, result.stderr
+    assert ("nobody catches this" in result.stderr) == (ending == "error")
+    taken_apart = [] if processes == 2 else ["taken apart"]
+    assert result.stdout.splitlines() == ["body hook", *taken_apart]
 
 
 def test_no_command_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from vibevoice_finetune.cli import main
+from vibevoice_finetune.cli import main, program
 from vibevoice_finetune.training.trainer import FinetuneTrainer
 
 
@@ -48,4 +48,4 @@ def put_in(fault: str) -> None:
 
 if __name__ == "__main__":
     put_in(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+    program(lambda: main(sys.argv[2:]))

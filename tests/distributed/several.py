@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vibevoice_finetune.cli import main
+from vibevoice_finetune.cli import main, program
 
 RANK = int(os.environ.get("RANK", "0"))
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -47,4 +47,4 @@ def run(list_path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1])))
+    program(lambda: run(Path(sys.argv[1])))
