@@ -24,21 +24,21 @@ from torch import Tensor
 from benchmarks import record
 from tests.golden.test_golden_losses import golden_batch
 from tests.rows import Small
-from vibevoice_finetune.data.collate import Batch, collate
-from vibevoice_finetune.data.dataset import Draw
-from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.attention import set_attention
-from vibevoice_finetune.model.checkpoint import (
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import (
     Checkpoint,
     load_encoders,
     load_for_generation,
     load_for_training,
     open_checkpoint,
 )
-from vibevoice_finetune.model.names import to_original
-from vibevoice_finetune.model.objective import LossSums, Objective
+from vibevoice_finetune.base_model.tensor_names import to_original
+from vibevoice_finetune.data.collate import Batch, collate
+from vibevoice_finetune.data.dataset import Draw
+from vibevoice_finetune.data.prompt import SpecialTokens
+from vibevoice_finetune.objective.attention import set_attention
+from vibevoice_finetune.objective.objective import LossSums, Objective
 from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -108,24 +108,24 @@ def modules(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[Ch
         audio = whole.model.audio_tower.decode(given("decode.latents")).audio
         yield compare("decoder", audio, expected["decode.waveform"], limit)
         for kind, connector in (
-            ("acoustic", vibevoice.acoustic_connector(whole)),
-            ("semantic", vibevoice.semantic_connector(whole)),
+            ("acoustic", parts.acoustic_connector(whole)),
+            ("semantic", parts.semantic_connector(whole)),
         ):
             result = connector(given(f"connector.{kind}_in"))
             yield compare(f"{kind} connector", result, expected[f"connector.{kind}_out"], limit)
-        velocity_NKC = vibevoice.predict_velocity(
-            vibevoice.diffusion_head(whole),
+        velocity_NKC = parts.predict_velocity(
+            parts.diffusion_head(whole),
             given("head.noisy")[:, None],
             expected["head.timestep"].float()[:, None],
             given("head.condition"),
         )
         yield compare("diffusion head", velocity_NKC[:, 0], expected["head.out"], limit)
         seen = expected["lm.attention_mask"].bool()
-        hidden_BTD = vibevoice.language_model(whole)(
+        hidden_BTD = parts.language_model(whole)(
             input_ids=expected["lm.input_ids"], attention_mask=expected["lm.attention_mask"]
         ).last_hidden_state
         yield compare("language model", hidden_BTD[seen], expected["lm.hidden"][seen], limit)
-        yield compare("logits", vibevoice.lm_head(whole)(hidden_BTD)[seen], expected["lm.logits"][seen], limit)
+        yield compare("logits", parts.lm_head(whole)(hidden_BTD)[seen], expected["lm.logits"][seen], limit)
 
 
 def losses(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[Check]:
@@ -163,14 +163,14 @@ def packing(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[Ch
 
             def learn(batches: list[Batch], attention: str = attention) -> tuple[Tensor, Tensor]:
                 objective = Objective(load_for_training(small.checkpoint, dtype, device), small.special)
-                set_attention(vibevoice.language_model(objective.model), attention)
+                set_attention(parts.language_model(objective.model), attention)
                 total = torch.zeros((), device=device)
                 for batch in batches:
                     sums = forward(objective, batch, dtype, device)
                     share = sums["diffusion"] + sums["text"] + sums["control"]
                     share.backward()
                     total += share.detach()
-                layers = vibevoice.language_model(objective.model).layers
+                layers = parts.language_model(objective.model).layers
                 return total, torch.cat([p.grad.float().flatten() for p in layers.parameters() if p.grad is not None])
 
             (packed_sum, packed_gradient), (sum_alone, gradient_alone) = learn(together), learn(apart)

@@ -1,10 +1,10 @@
 """Decoding ahead of the encoders: threads or worker processes, and how many cores a GPU needs beside it.
 
 Real speech, end to end and cut into clips, is written in several formats; then every clip goes the way that
-`data/readahead.py` goes (decode, mix, resample, normalise, pad), in one thread, in several, and in as many processes,
-which hand the waveforms back. Rates are seconds of audio a second, the median of the repetitions. Then what threads may
-cost the encoders: the rate of small PyTorch operations in a loop, as a launching thread makes them, alone and beside
-each kind of worker, and the workers' own rate meanwhile.
+`latents/read_ahead.py` goes (decode, mix, resample, normalise, pad), in one thread, in several, and in as many
+processes, which hand the waveforms back. Rates are seconds of audio a second, the median of the repetitions. Then what
+threads may cost the encoders: the rate of small PyTorch operations in a loop, as a launching thread makes them, alone
+and beside each kind of worker, and the workers' own rate meanwhile.
 
     python -m benchmarks.decode_ahead --speech FOLDER
 """
@@ -29,10 +29,10 @@ import soxr
 import torch
 
 from benchmarks import record
-from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, load_audio, parse_audio
-from vibevoice_finetune.data.decode import Floats
-from vibevoice_finetune.data.latents import Segment
-from vibevoice_finetune.data.readahead import SourceWork, prepare
+from vibevoice_finetune.audio.decode import Floats
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio, parse_audio
+from vibevoice_finetune.latents.read_ahead import SourceWork, prepare
+from vibevoice_finetune.latents.store import Segment
 
 HOP = 3_200
 AIM = 500.0

@@ -23,14 +23,14 @@ from benchmarks import random_model, record
 from benchmarks.ceiling import has_bf16
 from benchmarks.random_model import RandomEncoders
 from benchmarks.train_step import Case, attention, measured
-from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, load_audio, parse_audio, write_audio
-from vibevoice_finetune.data.decode import Floats
-from vibevoice_finetune.data.fill import BATCH_SEC, fill
-from vibevoice_finetune.data.latents import LatentStore, Segment
+from vibevoice_finetune.audio.decode import Floats
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio, parse_audio, write_audio
 from vibevoice_finetune.errors import DataError
-from vibevoice_finetune.model.arithmetic import Arithmetic, fastest
+from vibevoice_finetune.latents.arithmetic import Arithmetic, fastest
+from vibevoice_finetune.latents.fill import BATCH_SEC, fill
+from vibevoice_finetune.latents.store import LatentStore, Segment
 
-SPEECH = Path(__file__).parents[1] / "src" / "vibevoice_finetune" / "demo_data" / "speech.jsonl"
+SPEECH = Path(__file__).parents[1] / "src" / "vibevoice_finetune" / "demo" / "speech" / "speech.jsonl"
 
 
 WAYS = {

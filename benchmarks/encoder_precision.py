@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks import random_model, record
 from benchmarks.encode_store import read_speech
-from vibevoice_finetune.data.audio import SAMPLING_RATE_HZ, normalize_rms
-from vibevoice_finetune.model.checkpoint import SpeechEncoders, load_encoders, open_checkpoint
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, normalize_rms
+from vibevoice_finetune.base_model.load import SpeechEncoders, load_encoders, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 MANTISSA_BITS = {"tf32": 10, "bf16 inputs": 7}

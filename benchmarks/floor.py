@@ -11,10 +11,10 @@ from typing import Literal
 
 from transformers import VibeVoiceConfig
 
+from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.base_model.config import part_configs
+from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.data.collate import Batch
-from vibevoice_finetune.model import names
-from vibevoice_finetune.model.configs import parts
-from vibevoice_finetune.model.vibevoice import tensor_shapes
 
 FORWARD, PASS_ON, OWN_GRADIENT = 2, 2, 2
 
@@ -36,14 +36,16 @@ class Floor:
 
 def count_floor(config: VibeVoiceConfig, head: Literal["frozen", "full", "lora"], batch: Batch, draws: int) -> Floor:
     """Count the operations for a batch of packed rows; LoRA's own (under 1 %) are left out."""
-    text = parts(config).text
+    text = part_configs(config).text
     matrices = {name: math.prod(shape) for name, shape in tensor_shapes(config).items() if len(shape) == 2}
-    embeddings = (names.EMBED_TOKENS, names.LM_HEAD)
+    embeddings = (tensor_names.EMBED_TOKENS, tensor_names.LM_HEAD)
     language_model = sum(
-        size for name, size in matrices.items() if name.startswith(names.LANGUAGE_MODEL) and name not in embeddings
+        size
+        for name, size in matrices.items()
+        if name.startswith(tensor_names.LANGUAGE_MODEL) and name not in embeddings
     )
-    condition = matrices[names.DIFFUSION_HEAD + "cond_proj.weight"]
-    a_draw = sum(size for name, size in matrices.items() if name.startswith(names.DIFFUSION_HEAD)) - condition
+    condition = matrices[tensor_names.DIFFUSION_HEAD + "cond_proj.weight"]
+    a_draw = sum(size for name, size in matrices.items() if name.startswith(tensor_names.DIFFUSION_HEAD)) - condition
     tokens, frames = batch["counts"].tokens, batch["counts"].frames
     head_factor = FORWARD + PASS_ON + (OWN_GRADIENT if head == "full" else 0)
     # Scores and their product with the values: 2 · 2 · L² · D forward over a row of L tokens, half of it causal, and

@@ -29,12 +29,12 @@ import torch
 from benchmarks import record
 from benchmarks.ceiling import has_bf16
 from benchmarks.watch import Peak, Watch
-from vibevoice_finetune.estimate import predict
-from vibevoice_finetune.model.random_checkpoint import write_random_checkpoint
+from vibevoice_finetune.base_model.random_model import write_random_checkpoint
+from vibevoice_finetune.commands.estimate import predict
 
 AIM_GB = 14.0
 DISK_NEEDED = {"tiny": 10**8, "1.5b": 7 * 10**9, "7b": 24 * 10**9}
-SPEECH = Path(__file__).parents[1] / "src" / "vibevoice_finetune" / "demo_data" / "speech.jsonl"
+SPEECH = Path(__file__).parents[1] / "src" / "vibevoice_finetune" / "demo" / "speech" / "speech.jsonl"
 PHASE_START, PHASE_ENCODE, PHASE_LOAD, PHASE_REPORT = "start, checks, fingerprint", "encode", "load", "prepare loop"
 
 

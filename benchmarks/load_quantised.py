@@ -21,14 +21,14 @@ import torch
 from benchmarks import record
 from benchmarks.full_size_cpu import DISK_NEEDED
 from benchmarks.watch import Watch
-from vibevoice_finetune.model import random_checkpoint
+from vibevoice_finetune.base_model import random_model
 
 CHILD = """
 import json, sys
 from pathlib import Path
 import torch
-from vibevoice_finetune.model.checkpoint import load_for_training, open_checkpoint
-from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.base_model.load import load_for_training, open_checkpoint
+from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
 import bitsandbytes
 bits = int(sys.argv[2])
 checkpoint = open_checkpoint(sys.argv[1])
@@ -87,9 +87,9 @@ def write_checkpoint(folder: Path, size: str, files: int | None) -> Path:
     """A random checkpoint in as many files as the published one."""
     if shutil.disk_usage(folder).free < DISK_NEEDED[size]:
         sys.exit(f"{DISK_NEEDED[size] / 1e9:.0f} GB of disk are needed in {folder}; see --work_dir")
-    random_checkpoint.MAX_SHARD_BYTES = 2 * 10**9  # files on the Hub are larger than those that we write
+    random_model.MAX_SHARD_BYTES = 2 * 10**9  # files on the Hub are larger than those that we write
     count = files or {"tiny": 2, "1.5b": 3, "7b": 10}[size]
-    return random_checkpoint.write_random_checkpoint(folder / "model", size, torch.bfloat16, shards=count)  # type: ignore[arg-type]  # one of the choices
+    return random_model.write_random_checkpoint(folder / "model", size, torch.bfloat16, shards=count)  # type: ignore[arg-type]  # one of the choices
 
 
 def load(folder: Path, bits: int, largest_file: int) -> record.Json:

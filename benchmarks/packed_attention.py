@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 
 from benchmarks import record
-from vibevoice_finetune.model.attention import VARLEN, VARLEN_KERNEL, row_arguments, set_attention
+from vibevoice_finetune.objective.attention import VARLEN, VARLEN_KERNEL, row_arguments, set_attention
 
 HEADS, KEY_VALUE_HEADS, WIDTH = 12, 2, 128
 

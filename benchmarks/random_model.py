@@ -19,13 +19,13 @@ from transformers import (
     VibeVoiceForConditionalGeneration,
 )
 
+from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.base_model.config import config_to_native, part_configs
+from vibevoice_finetune.base_model.load import SpeechEncoders
+from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, tensor_shapes
+from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.model import names
-from vibevoice_finetune.model.arithmetic import Arithmetic
-from vibevoice_finetune.model.checkpoint import SpeechEncoders
-from vibevoice_finetune.model.configs import config_to_native, parts
-from vibevoice_finetune.model.random_checkpoint import Size, original_config
-from vibevoice_finetune.model.vibevoice import VibeVoiceWithoutTokenizers, tensor_shapes
+from vibevoice_finetune.latents.arithmetic import Arithmetic
 
 QWEN_SPECIAL = SpecialTokens(speech_start=151652, speech_end=151653, frame=151654, end_of_text=151643)
 TINY_SPECIAL = SpecialTokens(speech_start=265, speech_end=266, frame=267, end_of_text=256)
@@ -63,7 +63,9 @@ def model_for_training(
 ) -> VibeVoiceForConditionalGeneration:
     """A model without speech tokenizers, as `load_for_training` gives it."""
     shapes = {
-        name: shape for name, shape in tensor_shapes(config).items() if not name.startswith(names.SPEECH_TOKENIZERS)
+        name: shape
+        for name, shape in tensor_shapes(config).items()
+        if not name.startswith(tensor_names.SPEECH_TOKENIZERS)
     }
     model = _load(VibeVoiceWithoutTokenizers, config, shapes, dtype, device, quantization)
     return cast(VibeVoiceForConditionalGeneration, model)
@@ -89,9 +91,12 @@ def encoders(
     arithmetic: Arithmetic = Arithmetic.FLOAT32,
 ) -> RandomEncoders:
     """Both speech encoders, as `load_encoders` gives them; the same numbers in every dtype but for rounding."""
-    audio, semantic, _, _ = parts(config)
+    audio, semantic, _, _ = part_configs(config)
     loaded = []
-    for prefix, part in ((names.ACOUSTIC_ENCODER, audio.encoder_config), (names.SEMANTIC_ENCODER, semantic)):
+    for prefix, part in (
+        (tensor_names.ACOUSTIC_ENCODER, audio.encoder_config),
+        (tensor_names.SEMANTIC_ENCODER, semantic),
+    ):
         shapes = {
             name.removeprefix(prefix): shape for name, shape in tensor_shapes(config).items() if name.startswith(prefix)
         }
@@ -146,7 +151,7 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Mean and standard deviation, so that every layer's output has about its input's variance."""
     if len(shape) < 2:
         return next((mean, std) for ending, mean, std in _VECTORS if name.endswith(ending))
-    if name in {names.EMBED_TOKENS, names.LM_HEAD}:
+    if name in {tensor_names.EMBED_TOKENS, tensor_names.LM_HEAD}:
         return 0.0, 1 / math.sqrt(shape[1])
     gain = 1 / _SPEECH_RMS if name == "stem.conv.conv.weight" else 1.0
     return 0.0, gain / math.sqrt(math.prod(shape[1:]))

@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import random_model, record
 from benchmarks.synthetic_rows import PROMPT_SEC, make_rows
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.base_model.parts import facts
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.objective import Objective
-from vibevoice_finetune.model.vibevoice import facts
+from vibevoice_finetune.objective.objective import Objective
 
 CLIPS = 2
 CLIP_SEC = 5.0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vibevoice_finetune.base_model.parts import ModelFacts
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
-from vibevoice_finetune.data.latents import Latents, LatentStore
-from vibevoice_finetune.data.plan import PlannedRow, PromptSource
 from vibevoice_finetune.data.prompt import SpecialTokens, generation_prompt, parse_script
-from vibevoice_finetune.model.vibevoice import ModelFacts
+from vibevoice_finetune.data.voice_prompts import PlannedRow, PromptSource
+from vibevoice_finetune.latents.store import Latents, LatentStore
 
 PROMPT_SEC = 5.0
 CHARACTERS_A_SEC = 15  # of English speech

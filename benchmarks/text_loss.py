@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 
 from benchmarks import record
-from vibevoice_finetune.model.losses import LOGITS_CHUNK, text_cross_entropy_sum
+from vibevoice_finetune.objective.losses import LOGITS_CHUNK, text_cross_entropy_sum
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

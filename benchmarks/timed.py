@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vibevoice_finetune.data.collate import Batch
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.model.objective import LossSums, Objective
+from vibevoice_finetune.objective.objective import LossSums, Objective
 
 
 class TimedObjective(Objective):

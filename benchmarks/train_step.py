@@ -26,18 +26,18 @@ from benchmarks.floor import count_floor
 from benchmarks.synthetic_rows import make_rows
 from benchmarks.timed import TimedObjective
 from benchmarks.watch import Watch
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast, trainable_parameters
 from vibevoice_finetune.arguments import ModelArguments
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.base_model.random_model import Size
 from vibevoice_finetune.data.collate import Batch, collate
 from vibevoice_finetune.data.dataset import Draw, SpeechDataset
 from vibevoice_finetune.errors import UserError
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, rely_on_autocast, trainable_parameters
-from vibevoice_finetune.model.attention import set_attention
-from vibevoice_finetune.model.objective import LossSums
-from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
-from vibevoice_finetune.model.random_checkpoint import Size
-from vibevoice_finetune.training.footprint import MicroBatch, Recipe, measure
-from vibevoice_finetune.training.memory import RUNTIME_BYTES, Estimate, estimate
+from vibevoice_finetune.memory.count import MicroBatch, Recipe, measure
+from vibevoice_finetune.memory.estimate import RUNTIME_BYTES, Estimate, estimate
+from vibevoice_finetune.objective.attention import set_attention
+from vibevoice_finetune.objective.objective import LossSums
 from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -144,7 +144,7 @@ def measured(case: Case, device: torch.device, num_steps: int, ceiling: float) -
             case.rows,
             case.clip_sec,
             case.draws,
-            vibevoice.facts(config),
+            parts.facts(config),
             random_model.special_of(case.size),
         )
         batch = collate([rows[Draw(0, row)] for row in range(case.rows)])
@@ -200,7 +200,7 @@ def run(
     )
     if case.bits == 4:
         keep_trainable(model)
-    set_attention(vibevoice.language_model(model), case.attention)
+    set_attention(parts.language_model(model), case.attention)
     attach(model, AdapterPlan(8, 32, DROPOUT, TARGETS, case.head, train_connectors=False))
     if case.dtype is torch.bfloat16:
         rely_on_autocast(model)
@@ -217,12 +217,12 @@ def run(
     began = time.perf_counter()
     for step in range(num_steps):
         train_step(objective, optimizer, rows, 3 + step, device, bf16=case.dtype is torch.bfloat16)
-    parts = objective.clock.seconds()
+    seconds = objective.clock.seconds()
     step_sec = (time.perf_counter() - began) / num_steps
     watch.stop()
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else watch.peaks["all"].anonymous - before
     batch = collate([rows[Draw(0, row)] for row in range(case.rows)])
-    return numbers(case, config, batch, step_sec, {name: sec / num_steps for name, sec in parts.items()}, ceiling) | {
+    return numbers(case, config, batch, step_sec, {name: sec / num_steps for name, sec in seconds.items()}, ceiling) | {
         "peak_gb": round(peak / 1e9, 2),
         "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if device.type == "cuda" else None,
     }

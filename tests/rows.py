@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vibevoice_finetune.base_model.load import load_for_training, open_checkpoint, with_special_tokens
+from vibevoice_finetune.base_model.parts import facts
+from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
-from vibevoice_finetune.data.latents import Latents, LatentStore
-from vibevoice_finetune.data.plan import PlannedRow, PromptSource
 from vibevoice_finetune.data.prompt import generation_prompt, num_speakers, parse_script
-from vibevoice_finetune.model.checkpoint import load_for_training, open_checkpoint, with_special_tokens
-from vibevoice_finetune.model.objective import Objective
-from vibevoice_finetune.model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.model.vibevoice import facts
+from vibevoice_finetune.data.voice_prompts import PlannedRow, PromptSource
+from vibevoice_finetune.latents.store import Latents, LatentStore
+from vibevoice_finetune.objective.objective import Objective
 
 SCRIPTS = (
     "Speaker 0: One.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments
-from vibevoice_finetune.parsing import parse
+from vibevoice_finetune.commands.parser import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

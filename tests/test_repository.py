@@ -151,7 +151,7 @@ def test_version_is_said_once_and_alike() -> None:
 
 
 def test_the_bundled_speech_is_whole_and_small() -> None:
-    folder = ROOT / "src/vibevoice_finetune/demo_data"
+    folder = ROOT / "src/vibevoice_finetune/demo/speech"
     rows = [json.loads(line) for line in (folder / "speech.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["speaker"] for row in rows] == ["alpha"] * 12 + ["rms"] * 12
     assert all(row["text"].startswith("Speaker 0: ") for row in rows)
@@ -169,4 +169,4 @@ def test_the_wheel_holds_the_package_and_its_speech(tmp_path: Path) -> None:
     package = ROOT / "src"
     expected = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert names == {path.relative_to(package).as_posix() for path in expected}
-    assert "vibevoice_finetune/demo_data/alpha/00.flac" in names
+    assert "vibevoice_finetune/demo/speech/alpha/00.flac" in names

@@ -2,7 +2,7 @@
 
 Three dataclasses: `ModelArguments` (which model, what is trained), `DataArguments` (rows and latents) and
 `FinetuneArguments` (the loop: everything of transformers' `TrainingArguments`, and the losses). A combination that
-cannot be carried out is refused here; `parsing.py` makes them from a command line.
+cannot be carried out is refused here; `commands/parser.py` makes them from a command line.
 """
 
 import importlib.util

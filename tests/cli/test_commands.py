@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from vibevoice_finetune import __version__, cli
+from vibevoice_finetune import __version__
+from vibevoice_finetune.commands import table
 from vibevoice_finetune.errors import DataError
 
 
@@ -17,9 +18,9 @@ def run_process(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
+    assert table.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in cli.COMMANDS:
+    for command in table.COMMANDS:
         assert f"  {command.name} " in text
         assert command.summary in text
 
@@ -37,7 +38,7 @@ def test_help_answers_within_half_a_second() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["tarin"], []])
 def test_nothing_heavy_is_imported_before_a_command_is_known(words: list[str]) -> None:
     code = (
-        "import sys; from vibevoice_finetune.cli import main; main(sys.argv[1:]); "
+        "import sys; from vibevoice_finetune.commands.table import main; main(sys.argv[1:]); "
         "print(sorted({'torch', 'transformers', 'numpy', 'datasets', 'rich'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
@@ -45,7 +46,7 @@ def test_nothing_heavy_is_imported_before_a_command_is_known(words: list[str]) -
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+    assert table.main(["--version"]) == 0
     assert capsys.readouterr().out == f"vibevoice-finetune {__version__}\n"
 
 
@@ -53,14 +54,14 @@ def test_unknown_command_is_one_line_and_exit_code_2() -> None:
     result = run_process("tarin", "--output_dir", "x")
     assert result.returncode == 2
     assert result.stdout == ""
-    names = ", ".join(command.name for command in cli.COMMANDS)
+    names = ", ".join(command.name for command in table.COMMANDS)
     assert names.startswith("train, encode, ")
     assert result.stderr == f"error: no command named 'tarin'; commands: {names}; see vibevoice-finetune --help\n"
 
 
 ENDING = """
 import atexit, sys
-from vibevoice_finetune.cli import program
+from vibevoice_finetune.commands.table import program
 
 class Part:
     def __del__(self):
@@ -95,12 +96,12 @@ def test_one_of_several_processes_ends_before_the_interpreter_is_taken_apart(
 
 
 def test_no_command_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
+    assert table.main([]) == 2
     assert capsys.readouterr().err.startswith("error: no command given; commands: train, ")
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_every_line_of_the_table_leads_to_a_function(command: cli.Command) -> None:
+@pytest.mark.parametrize("command", table.COMMANDS, ids=lambda command: command.name)
+def test_every_line_of_the_table_leads_to_a_function(command: table.Command) -> None:
     assert callable(command.load())
 
 
@@ -120,18 +121,18 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(cli.Command, "load", lambda self: recorder)
+    monkeypatch.setattr(table.Command, "load", lambda self: recorder)
     return recorder
 
 
 def test_the_command_gets_the_words_after_its_name(recorder: Recorder) -> None:
-    assert cli.main(["train", "--output_dir", "train"]) == 0
+    assert table.main(["train", "--output_dir", "train"]) == 0
     assert recorder.words == ["--output_dir", "train"]
 
 
 def test_a_users_mistake_is_said_without_traceback(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     recorder.failure = DataError("train.jsonl:3: not JSON")
-    assert cli.main(["train"]) == 2
+    assert table.main(["train"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "error: train.jsonl:3: not JSON\n"
     assert captured.out == ""
@@ -140,10 +141,10 @@ def test_a_users_mistake_is_said_without_traceback(recorder: Recorder, capsys: p
 def test_our_own_defects_keep_their_traceback(recorder: Recorder) -> None:
     recorder.failure = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        cli.main(["train"])
+        table.main(["train"])
 
 
 def test_ctrl_c_is_no_traceback(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     recorder.failure = KeyboardInterrupt()
-    assert cli.main(["train"]) == 130
+    assert table.main(["train"]) == 130
     assert capsys.readouterr().err == "interrupted\n"

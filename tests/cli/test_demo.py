@@ -6,14 +6,15 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from vibevoice_finetune import cli, demo
+from vibevoice_finetune.commands import table
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.demo import demo
 from vibevoice_finetune.errors import UserError
-from vibevoice_finetune.parsing import parse
 
 
 def test_the_demo_makes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    assert cli.main(["demo", "--output_dir", str(folder), "--max_steps", "2"]) == 0
+    assert table.main(["demo", "--output_dir", str(folder), "--max_steps", "2"]) == 0
     said = capsys.readouterr().out
     assert "random, so it makes no speech" in said
     assert "vibevoice-finetune train --model_name_or_path microsoft/VibeVoice-1.5B" in said
@@ -36,7 +37,7 @@ def test_the_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert cli.main(["demo", "--output_dir", str(tmp_path)]) == 2
+    assert table.main(["demo", "--output_dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error == f"error: --output_dir {tmp_path}: not an empty folder; remove it or name another one.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -50,7 +51,7 @@ def test_a_missing_matplotlib_is_said_before_anything_is_made(
 
     monkeypatch.setattr(demo, "require", missing)
     folder = tmp_path / "demo"
-    assert cli.main(["demo", "--output_dir", str(folder)]) == 2
+    assert table.main(["demo", "--output_dir", str(folder)]) == 2
     assert 'pip install "vibevoice-finetune[demo]"' in capsys.readouterr().err
     assert not folder.exists()
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from vibevoice_finetune import cli
-from vibevoice_finetune.demo import SPEECH
-from vibevoice_finetune.estimate import predict
-from vibevoice_finetune.parsing import parse
-from vibevoice_finetune.training.memory import estimate_for
-from vibevoice_finetune.training.preparation import prepare
+from vibevoice_finetune.commands import table
+from vibevoice_finetune.commands.estimate import predict
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.demo.demo import SPEECH
+from vibevoice_finetune.training.load_data import prepare
+from vibevoice_finetune.training.run import expected_memory
 
 
 def test_a_released_model_needs_no_download(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model_name_or_path", "microsoft/VibeVoice-1.5B", "--bf16", "True", "--train_diffusion_head", "True"]
-    assert cli.main(["estimate", *words]) == 0
+    assert table.main(["estimate", *words]) == 0
     printed = capsys.readouterr().out
     assert "rows are not known: clips of 10 s assumed (--clip_sec)" in printed
     assert "largest micro-batch: 8 rows" in printed  # transformers' default
@@ -57,7 +57,7 @@ def test_rows_are_planned_from_headers_as_training_plans_them(tiny_checkpoint: P
     arguments = parse([*words, "--do_train"])
     prepared = prepare(arguments)
     assert prepared.train_set is not None
-    measured = estimate_for(arguments, prepared)
+    measured = expected_memory(arguments, prepared)
     assert prediction.rows == len(prepared.train_set.rows)
     assert prediction.memory.batch == measured.batch
     assert prediction.memory.parts == measured.parts
@@ -89,7 +89,7 @@ def test_a_recording_whose_length_is_not_known_is_said(tiny_checkpoint: Path, tm
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", *words]) == 2
+    assert table.main(["estimate", *words]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1

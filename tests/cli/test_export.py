@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vibevoice_finetune import cli
-from vibevoice_finetune.model.adapter_info import AdapterInfo
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint, open_checkpoint
-from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
+from vibevoice_finetune.commands import table
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def adapter(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main([str(word) for word in words])
+    code = table.main([str(word) for word in words])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

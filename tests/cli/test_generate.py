@@ -12,13 +12,13 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from vibevoice_finetune import cli, generate_command
-from vibevoice_finetune.generate_command import GenerationProgress, output_paths, parse
-from vibevoice_finetune.generation import ModelSource
-from vibevoice_finetune.model.adapter_info import AdapterInfo
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint, open_checkpoint
-from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
+from vibevoice_finetune.commands import generate, table
+from vibevoice_finetune.commands.generate import GenerationProgress, output_paths, parse
+from vibevoice_finetune.generation.generate import ModelSource
 
 FRAME = 3_200  # samples, 0.133 s
 FAST = ["--num_diffusion_steps", "2", "--dtype", "float32", "--device", "cpu"]
@@ -69,7 +69,7 @@ def run(talkative: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(tmp_path)
 
     def run_command(*words: str, model: Path = talkative) -> tuple[int, list[str], str]:
-        code = cli.main(["generate", "--model_name_or_path", str(model), *FAST, *words])
+        code = table.main(["generate", "--model_name_or_path", str(model), *FAST, *words])
         captured = capsys.readouterr()
         return code, captured.out.splitlines(), captured.err
 
@@ -218,7 +218,7 @@ def test_what_is_refused_before_the_model_is_loaded(run: Run, words: list[str], 
 
 
 def test_a_file_that_may_not_be_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_command.os, "access", lambda *_: False)  # the tests may run as root, who may all
+    monkeypatch.setattr(generate.os, "access", lambda *_: False)  # the tests may run as root, who may all
     code, _, said = run("--text", "Hi.", "--output", "a.wav", model=Path("/no/such/model"))
     assert (code, said) == (
         2,
@@ -260,7 +260,7 @@ def test_the_flags_of_generate(tmp_path: Path) -> None:
     request = order.request
     assert (request.cfg_scale, request.num_diffusion_steps, request.seed) == (2.0, 20, 7)
     assert (request.max_length_sec, request.batch_size) == (9.0, 3)
-    options = {flag for action in generate_command._parser()._actions for flag in action.option_strings}
+    options = {flag for action in generate._parser()._actions for flag in action.option_strings}
     assert options == {*words, "--script", "--voice", "--help", "-h"}
 
 
@@ -273,8 +273,8 @@ def test_progress_is_a_line_every_ten_seconds_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock_sec = iter((100.0, 105.0, 110.0, 115.0, 121.0))  # the start, then each update
-    monkeypatch.setattr(generate_command.time, "monotonic", lambda: next(clock_sec))
-    with GenerationProgress(generate_command.Console(stderr=True)) as progress:
+    monkeypatch.setattr(generate.time, "monotonic", lambda: next(clock_sec))
+    with GenerationProgress(generate.Console(stderr=True)) as progress:
         for audio_sec in (4.0, 8.0, 12.0, 14.0):
             progress.update(audio_sec)
     assert capsys.readouterr().err.splitlines() == [

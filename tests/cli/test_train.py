@@ -14,14 +14,14 @@ import yaml
 from safetensors.torch import load_file
 
 import vibevoice_finetune
-from vibevoice_finetune.cli import main
-from vibevoice_finetune.model.adapters import trainable_parameters
-from vibevoice_finetune.model.arithmetic import Arithmetic
-from vibevoice_finetune.parsing import parse
-from vibevoice_finetune.training import preparation, run
-from vibevoice_finetune.training.preparation import prepare
+from vibevoice_finetune.adapters.attach import trainable_parameters
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.commands.table import main
+from vibevoice_finetune.latents.arithmetic import Arithmetic
+from vibevoice_finetune.training import load_data, run
+from vibevoice_finetune.training.load_data import prepare
 
-SPEECH = Path(vibevoice_finetune.__file__).parent / "demo_data" / "speech.jsonl"
+SPEECH = Path(vibevoice_finetune.__file__).parent / "demo" / "speech" / "speech.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +402,7 @@ def test_latents_of_another_device_are_used_and_said(few, tiny_checkpoint, tmp_p
     """A store filled on a GPU serves a CPU and the other way round; of both kinds, the exact one is taken."""
 
     def encode(fastest, store="store"):
-        monkeypatch.setattr(preparation, "fastest", lambda _: fastest)
+        monkeypatch.setattr(load_data, "fastest", lambda _: fastest)
         words = f"--model_name_or_path {tiny_checkpoint} --train_jsonl {few / 'train.jsonl'} --latents_dir"
         caplog.clear()
         assert main(["encode", *shlex.split(words), str(tmp_path / store)]) == 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vibevoice_finetune.cli import main
+from vibevoice_finetune.commands.table import main
 from vibevoice_finetune.training import run  # noqa: F401  what the fork server imports once
 
 torch.set_num_threads(1)

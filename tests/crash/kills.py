@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from tests.crash.child import changes, finish, start
 from tests.processes import logs, train_words
-from vibevoice_finetune.training.checkpoints import complete_checkpoints, step_of
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints, step_of
 
 FLAGS = (
     *("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 2, "--per_device_train_batch_size", 2),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.child import ChangeCounter
-from vibevoice_finetune.training.checkpoints import rotate, writing
+from vibevoice_finetune.training.run_checkpoints import rotate, writing
 
 CONTENT = {"a": "new", "b": "new too", "c": "and this"}
 OLD = {name: "old " + text for name, text in CONTENT.items()}

@@ -12,7 +12,7 @@ import pytest
 from tests.crash.child import changes, finish, start
 from tests.crash.kills import FLAGS, assert_same_end, check_whole, kill_and_resume
 from tests.processes import logs, train_words, write_rows
-from vibevoice_finetune.training.checkpoints import complete_checkpoints
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints
 
 STEPS = ("--max_steps", 4)
 

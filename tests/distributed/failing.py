@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from vibevoice_finetune.cli import main, program
+from vibevoice_finetune.commands.table import main, program
 from vibevoice_finetune.training.trainer import FinetuneTrainer
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vibevoice_finetune.cli import main, program
+from vibevoice_finetune.commands.table import main, program
 
 RANK = int(os.environ.get("RANK", "0"))
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from tests.processes import GOLDEN, MODEL
 from tests.rows import Small
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.sharding import gathered, own_part, split
+from vibevoice_finetune.objective.sharding import gathered, own_part, split
 from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 

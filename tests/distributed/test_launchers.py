@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vibevoice_finetune.cli import main
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.commands.table import main
 from vibevoice_finetune.deepspeed_config import make_ready
 from vibevoice_finetune.errors import ArgumentError, UserError
-from vibevoice_finetune.parsing import parse
 
 WORDS = ["--train_jsonl", "x.jsonl", "--model_name_or_path", "m", "--output_dir", "out", "--use_cpu", "True"]
 ZERO2 = {"zero_optimization": {"stage": 2}}

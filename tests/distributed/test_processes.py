@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.processes import adapter, assert_same_run, finish, logs, python, start, train_words, write_rows
-from vibevoice_finetune.training.checkpoints import complete_checkpoints
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints
 
 EVERYTHING = ("--train_diffusion_head", "True", "--train_connectors", "True")
 SCENARIOS = {

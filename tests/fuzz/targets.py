@@ -16,16 +16,16 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from vibevoice_finetune.data.audio import AudioSource, load_audio, parse_audio
-from vibevoice_finetune.data.latents import Latents, LatentStore
-from vibevoice_finetune.data.manifest import BadRows, Columns, read_jsonl
+from vibevoice_finetune.adapters.info import AdapterInfo, FileRecord, write_info
+from vibevoice_finetune.adapters.read import open_adapter
+from vibevoice_finetune.audio.source import AudioSource, load_audio, parse_audio
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.data.jsonl import BadRows, Columns, read_jsonl
 from vibevoice_finetune.data.prompt import parse_script
-from vibevoice_finetune.data.scripts import read_scripts
 from vibevoice_finetune.errors import UserError
-from vibevoice_finetune.model.adapter_folder import open_adapter
-from vibevoice_finetune.model.adapter_info import AdapterInfo, FileRecord, write_info
-from vibevoice_finetune.parsing import parse
-from vibevoice_finetune.training.checkpoints import MARKER, is_complete
+from vibevoice_finetune.generation.scripts import read_scripts
+from vibevoice_finetune.latents.store import Latents, LatentStore
+from vibevoice_finetune.training.run_checkpoints import MARKER, is_complete
 
 MAX_MESSAGE = 20_000
 

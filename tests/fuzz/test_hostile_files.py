@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import make_targets, run
 from tests.long.fuzz import mutate
-from vibevoice_finetune.data.manifest import Columns
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.data.jsonl import Columns
 from vibevoice_finetune.data.prompt import parse_script
 from vibevoice_finetune.data.rows import make_row
 from vibevoice_finetune.errors import UserError
-from vibevoice_finetune.parsing import parse
 
 NAMES = (
     *("jsonl", "script", "scripts", "config", "audio", "marker", "shard", "adapter adapter_config.json"),

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import load_for_generation, open_checkpoint
+from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens, label_text
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.checkpoint import load_for_generation, open_checkpoint
-from vibevoice_finetune.model.names import to_original
-from vibevoice_finetune.model.noise import add_noise, cosine_tables, velocity
-from vibevoice_finetune.model.objective import Objective
+from vibevoice_finetune.objective.noise import add_noise, cosine_tables, velocity
+from vibevoice_finetune.objective.objective import Objective
 from vibevoice_finetune.training.metrics import LossWeights, Terms
 
 GOLDEN = Path(__file__).parent
@@ -125,7 +125,7 @@ def test_the_original_training_input_differs_by_semantics_on_prompts(name):
     is_target = expected["loss.segment_is_target"].bool().tolist()
     frames = expected["loss.segment_frame_mask"].sum(-1).tolist()
     on_prompts = torch.cat([expected["loss.segment_semantic"][s, :n] for s, n in enumerate(frames) if not is_target[s]])
-    extra = vibevoice.semantic_connector(model)(on_prompts)
+    extra = parts.semantic_connector(model)(on_prompts)
     flat = embeddings.flatten(0, 1).index_add(0, batch["voice_index"], extra)
     hidden = objective.hidden_states(flat.view_as(embeddings), batch)
     diffusion = objective.diffusion_sum(hidden[batch["condition_index"]], clean, batch) / batch["counts"].diffusion

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import VibeVoiceForConditionalGeneration
 
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.checkpoint import (
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import (
     Checkpoint,
     SpeechEncoders,
     load_encoders,
@@ -81,8 +81,8 @@ def test_decoder(golden: Golden) -> None:
 def test_connectors(golden: Golden, loaded: str) -> None:
     model = golden.whole if loaded == "whole" else golden.training
     for kind, connector in (
-        ("acoustic", vibevoice.acoustic_connector(model)),
-        ("semantic", vibevoice.semantic_connector(model)),
+        ("acoustic", parts.acoustic_connector(model)),
+        ("semantic", parts.semantic_connector(model)),
     ):
         assert_golden(connector(golden.expected[f"connector.{kind}_in"]), golden.expected[f"connector.{kind}_out"])
 
@@ -90,12 +90,12 @@ def test_connectors(golden: Golden, loaded: str) -> None:
 @pytest.mark.parametrize("loaded", ["whole", "training"])
 @torch.no_grad()
 def test_diffusion_head(golden: Golden, loaded: str) -> None:
-    head = vibevoice.diffusion_head(golden.whole if loaded == "whole" else golden.training)
+    head = parts.diffusion_head(golden.whole if loaded == "whole" else golden.training)
     noisy_NC = golden.expected["head.noisy"]
     timestep_N = golden.expected["head.timestep"].float()
     condition_ND = golden.expected["head.condition"]
     assert_golden(head(noisy_NC, timestep_N, condition_ND), golden.expected["head.out"])
-    velocity_N1C = vibevoice.predict_velocity(head, noisy_NC[:, None], timestep_N[:, None], condition_ND)
+    velocity_N1C = parts.predict_velocity(head, noisy_NC[:, None], timestep_N[:, None], condition_ND)
     assert_golden(velocity_N1C[:, 0], golden.expected["head.out"])
 
 
@@ -105,16 +105,16 @@ def test_language_model(golden: Golden, loaded: str) -> None:
     model = golden.whole if loaded == "whole" else golden.training
     mask_BT = golden.expected["lm.attention_mask"]
     hidden_BTD = (
-        vibevoice.language_model(model)(input_ids=golden.expected["lm.input_ids"], attention_mask=mask_BT)
+        parts.language_model(model)(input_ids=golden.expected["lm.input_ids"], attention_mask=mask_BT)
     ).last_hidden_state
     seen = mask_BT.bool()
     assert not seen.all(), "the golden batch is padded, or this test would not see padding leak"
     assert_golden(hidden_BTD[seen], golden.expected["lm.hidden"][seen])
-    assert_golden(vibevoice.lm_head(model)(hidden_BTD)[seen], golden.expected["lm.logits"][seen])
+    assert_golden(parts.lm_head(model)(hidden_BTD)[seen], golden.expected["lm.logits"][seen])
 
 
 def test_facts(golden: Golden) -> None:
-    facts = vibevoice.facts(golden.checkpoint.config)
+    facts = parts.facts(golden.checkpoint.config)
     assert facts.hop_length == golden.encoders.hop_length
     assert facts.sampling_rate_hz == 24_000
     assert facts.vae_std == 0.625  # fix_std 0.5 / 0.8

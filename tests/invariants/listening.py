@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.generation import Generation, GenerationRequest, SpeechModel, generate
-from vibevoice_finetune.model import vibevoice
+from vibevoice_finetune.generation.generate import Generation, GenerationRequest, SpeechModel, generate
 
 
 @dataclass
@@ -73,8 +73,8 @@ def listen(model: nn.Module) -> Iterator[Heard]:
 
     with ExitStack() as hooks:
         for hook in (
-            vibevoice.language_model(model).register_forward_hook(into_language_model, with_kwargs=True),
-            vibevoice.diffusion_head(model).cond_proj.register_forward_pre_hook(into_head),
+            parts.language_model(model).register_forward_hook(into_language_model, with_kwargs=True),
+            parts.diffusion_head(model).cond_proj.register_forward_pre_hook(into_head),
             whole.model.audio_tower.decoder.register_forward_pre_hook(into_decoder),
             whole.model.semantic_tokenizer_encoder.register_forward_hook(out_of_semantic_encoder),
         ):

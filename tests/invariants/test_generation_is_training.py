@@ -17,30 +17,30 @@ import torch
 from torch import Tensor
 
 from tests.invariants.listening import Heard, run, voice_jitters
-from vibevoice_finetune.data.audio import load_audio, normalize_rms, num_frames, pad_to_frames, parse_audio
-from vibevoice_finetune.data.collate import Batch, collate
-from vibevoice_finetune.data.dataset import Example
-from vibevoice_finetune.data.encode import encode_batch
-from vibevoice_finetune.data.prompt import generation_prompt, training_sequence, unconditional_sequence
-from vibevoice_finetune.data.readahead import Clip
-from vibevoice_finetune.data.scripts import Script, script_from_text
-from vibevoice_finetune.generation import (
-    Generation,
-    GenerationRequest,
-    ModelSource,
-    SpeechModel,
-    load_speech_model,
-)
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.checkpoint import (
+from vibevoice_finetune.audio.source import load_audio, normalize_rms, num_frames, pad_to_frames, parse_audio
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import (
     SpeechEncoders,
     load_encoders,
     load_for_training,
     open_checkpoint,
     with_special_tokens,
 )
-from vibevoice_finetune.model.losses import control_logits
-from vibevoice_finetune.model.objective import Objective
+from vibevoice_finetune.data.collate import Batch, collate
+from vibevoice_finetune.data.dataset import Example
+from vibevoice_finetune.data.prompt import generation_prompt, training_sequence, unconditional_sequence
+from vibevoice_finetune.generation.generate import (
+    Generation,
+    GenerationRequest,
+    ModelSource,
+    SpeechModel,
+    load_speech_model,
+)
+from vibevoice_finetune.generation.scripts import Script, script_from_text
+from vibevoice_finetune.latents.encode import encode_batch
+from vibevoice_finetune.latents.read_ahead import Clip
+from vibevoice_finetune.objective.losses import control_logits
+from vibevoice_finetune.objective.objective import Objective
 
 TOLERANCE = 1e-4
 SEED = 11
@@ -59,8 +59,8 @@ class Setup:
     scripts: tuple[Script, ...]
 
     @property
-    def facts(self) -> vibevoice.ModelFacts:
-        return vibevoice.facts(self.speaker.model.config)
+    def facts(self) -> parts.ModelFacts:
+        return parts.facts(self.speaker.model.config)
 
 
 @cache
@@ -71,7 +71,7 @@ def load(model_dir: Path, processor_dir: Path | None) -> Setup:
     checkpoint = with_special_tokens(open_checkpoint(str(model_dir)), speaker.special)
     objective = Objective(load_for_training(checkpoint, torch.float32, "cpu"), speaker.special).eval()
     encoders = load_encoders(checkpoint, torch.float32, "cpu")
-    hop = vibevoice.facts(checkpoint.config).hop_length
+    hop = parts.facts(checkpoint.config).hop_length
     rng = np.random.default_rng(3)
     short, long = (
         parse_audio(0.1 * rng.standard_normal(samples, dtype=np.float32), None, "voice")
@@ -222,7 +222,7 @@ def test_training_sees_what_generation_sees(setup: Setup, numbers: tuple[int, ..
 @pytest.mark.parametrize("numbers", BATCHES, ids=str)
 def test_tokens_are_chosen_by_the_scores_that_training_scores(setup: Setup, numbers: tuple[int, ...]) -> None:
     heard, side = both_sides(setup, numbers)
-    matrix_VD = vibevoice.lm_head(setup.objective.model).weight
+    matrix_VD = parts.lm_head(setup.objective.model).weight
     ids = torch.tensor(setup.speaker.special.ids)
     expected = control_logits(side.hidden_TD[side.batch["control_index"]], matrix_VD, ids)
     steps = torch.stack(heard.scores)

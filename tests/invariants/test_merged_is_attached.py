@@ -13,20 +13,20 @@ from torch import Tensor
 from transformers import VibeVoiceForConditionalGeneration
 
 from tests.invariants.listening import Heard, run
-from vibevoice_finetune.data.scripts import Script, script_from_text
-from vibevoice_finetune.export import ExportRequest, export
-from vibevoice_finetune.generation import (
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, has_lora, merge, trainable_parameters
+from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.merge import ExportRequest, export
+from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.base_model.config import Layout
+from vibevoice_finetune.base_model.load import model_fingerprint, open_checkpoint
+from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,
     ModelSource,
     SpeechModel,
     load_speech_model,
 )
-from vibevoice_finetune.model.adapter_info import AdapterInfo
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, has_lora, merge, trainable_parameters
-from vibevoice_finetune.model.checkpoint import model_fingerprint, open_checkpoint
-from vibevoice_finetune.model.configs import Layout
-from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.generation.scripts import Script, script_from_text
 
 TOLERANCE = 1e-4
 """Of the largest number of a tensor, if that is above 1: later frames are made of earlier ones, rounding and all."""

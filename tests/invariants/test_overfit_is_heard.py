@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 
 from tests.invariants.listening import listen
-from vibevoice_finetune.data.audio import AudioSource, parse_audio
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.audio.source import AudioSource, parse_audio
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Example
 from vibevoice_finetune.data.prompt import TokenSequence, training_sequence
-from vibevoice_finetune.data.scripts import Script, script_from_text
-from vibevoice_finetune.generation import (
+from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,
     ModelSource,
@@ -32,12 +36,8 @@ from vibevoice_finetune.generation import (
     generate,
     load_speech_model,
 )
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapter_info import AdapterInfo
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint, open_checkpoint
-from vibevoice_finetune.model.objective import Objective
-from vibevoice_finetune.model.portable import save_adapter
+from vibevoice_finetune.generation.scripts import Script, script_from_text
+from vibevoice_finetune.objective.objective import Objective
 
 FRAMES = 9
 STEPS = 220
@@ -89,15 +89,15 @@ def source_of(golden_dir: Path, adapter: Path | None = None, scale: float = 1.0)
 @torch.no_grad()
 def make_clip(speaker: SpeechModel) -> Clip:
     model = speaker.model
-    acoustic_dim = vibevoice.facts(model.config).acoustic_dim
+    acoustic_dim = parts.facts(model.config).acoustic_dim
     latents_FC = torch.randn(FRAMES, acoustic_dim, generator=torch.Generator().manual_seed(5))
-    mean_FC = latents_FC / vibevoice.latent_scale(model) - vibevoice.latent_bias(model)
+    mean_FC = latents_FC / parts.latent_scale(model) - parts.latent_bias(model)
     audio_11N = model.model.audio_tower.decode(mean_FC[None]).audio
     return Clip(latents_FC, mean_FC, model.model.semantic_tokenizer_encoder(audio_11N).latents[0])
 
 
 def make_voice(speaker: SpeechModel) -> AudioSource:
-    hop_length = vibevoice.facts(speaker.model.config).hop_length
+    hop_length = parts.facts(speaker.model.config).hop_length
     noise = np.random.default_rng(1).standard_normal(5 * hop_length - 3, dtype=np.float32)
     return parse_audio(0.1 * noise, None, "voice")
 
@@ -162,13 +162,13 @@ def learned(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Learn
 @torch.no_grad()
 def say(speaker: SpeechModel, script: Script, *, seed: int, cfg_scale: float = 1.0) -> tuple[Generation, Tensor]:
     """Generate with room for three times the clip; and the latents (F, C) in the model's units."""
-    facts = vibevoice.facts(speaker.model.config)
+    facts = parts.facts(speaker.model.config)
     limit_sec = 3.5 * FRAMES * facts.hop_length / facts.sampling_rate_hz
     request = GenerationRequest(speaker, (script,), cfg_scale=cfg_scale, seed=seed, max_length_sec=limit_sec)
     with listen(speaker.model) as heard:
         generation = generate(request)
     latents = torch.cat([torch.zeros(0, facts.acoustic_dim), *heard.latents])
-    bias, scale = vibevoice.latent_bias(speaker.model), vibevoice.latent_scale(speaker.model)
+    bias, scale = parts.latent_bias(speaker.model), parts.latent_scale(speaker.model)
     return generation, (latents + bias) * scale
 
 

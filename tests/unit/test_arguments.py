@@ -8,8 +8,8 @@ import pytest
 from transformers import TrainingArguments
 
 from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments
+from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.parsing import parse
 
 REAL_LINE = (
     "--model_name_or_path M --processor_name_or_path P --dataset_name D --text_column_name text "

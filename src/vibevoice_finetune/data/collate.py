@@ -1,7 +1,7 @@
 """Examples to a batch: rows laid end to end in one sequence, nothing padded.
 
 Positions restart at every row, and the batch says how long each row is, so that attention never crosses a row (see
-`model/attention.py` and `model/objective.py`). All indices of a batch point into its flattened tokens.
+`objective/attention.py` and `objective/objective.py`). All indices of a batch point into its flattened tokens.
 
 Shapes: T tokens of all rows together, F target frames, V voice-prompt frames, N text labels, M control decisions,
 C acoustic dim, S semantic dim, K = ddpm_batch_mul.

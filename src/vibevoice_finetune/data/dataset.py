@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.data.latents import LatentStore
-from vibevoice_finetune.data.plan import PlannedRow
 from vibevoice_finetune.data.prompt import (
     Encode,
     SpecialTokens,
@@ -22,11 +20,13 @@ from vibevoice_finetune.data.prompt import (
     training_sequence,
     unconditional_sequence,
 )
+from vibevoice_finetune.data.voice_prompts import PlannedRow
+from vibevoice_finetune.latents.store import LatentStore
 
 Floats = NDArray[np.float32]
 
 TRAIN_STREAM, EVAL_STREAM = 1, 2
-"""Last number of a seed: keeps training draws and evaluation draws apart (and from the cuts of `data/plan.py`)."""
+"""Last number of a seed: keeps training draws and evaluation draws apart, and from the cuts of voice prompts."""
 
 
 @dataclass(frozen=True)

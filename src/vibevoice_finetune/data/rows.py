@@ -15,8 +15,8 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.data.audio import AudioSource, parse_audio
-from vibevoice_finetune.data.decode import RowError, shown
+from vibevoice_finetune.audio.decode import RowError, shown
+from vibevoice_finetune.audio.source import AudioSource, parse_audio
 from vibevoice_finetune.errors import DataError
 
 

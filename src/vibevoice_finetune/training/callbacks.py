@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vibevoice_finetune.training.bad_steps import Guard
 from vibevoice_finetune.training.ema import Ema
-from vibevoice_finetune.training.guard import Guard
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_KEY = "train_runtime"

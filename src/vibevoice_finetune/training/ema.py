@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vibevoice_finetune.model.sharding import put
+from vibevoice_finetune.objective.sharding import put
 
 
 class Ema:

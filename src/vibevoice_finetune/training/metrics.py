@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.data.collate import Counts
-from vibevoice_finetune.model.objective import LossSums
+from vibevoice_finetune.objective.objective import LossSums
 
 
 @dataclass(frozen=True)

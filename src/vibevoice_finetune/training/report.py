@@ -10,10 +10,10 @@ from rich.table import Table
 from torch import nn
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from vibevoice_finetune.adapters.attach import head_parameters
 from vibevoice_finetune.arguments import Arguments
-from vibevoice_finetune.model import names
-from vibevoice_finetune.model.adapters import head_parameters
-from vibevoice_finetune.training.preparation import DataSummary, Prepared
+from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.training.load_data import DataSummary, Prepared
 
 SLOW_BF16 = (
     "this processor has no instructions for bf16: a step takes up to a hundred times as long as in float32; leave "
@@ -47,7 +47,7 @@ def block_sizes(model: nn.Module) -> list[BlockSize]:
     trained: dict[str, int] = defaultdict(int)
     dtypes: dict[str, set[str]] = defaultdict(set)
     for name, parameter in model.named_parameters():
-        block = next(label for prefix, label in names.BLOCK_TITLES.items() if name.startswith(prefix))
+        block = next(label for prefix, label in tensor_names.BLOCK_TITLES.items() if name.startswith(prefix))
         totals[block] += parameter.numel()
         trained[block] += parameter.numel() if parameter.requires_grad else 0
         dtypes[block].add(str(parameter.dtype).removeprefix("torch."))

@@ -1,6 +1,6 @@
 """`train` and `encode`: from a command line to a result.
 
-A run prepares the data (`training/preparation.py`), loads the model without its tokenizers, attaches what is trained,
+A run prepares the data (`training/load_data.py`), loads the model without its tokenizers, attaches what is trained,
 reports, trains, and writes the portable result. The output folder is
 
     lora/            the result          checkpoint-N/    to go on from
@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,35 +23,33 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast
+from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo
+from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.adapters.upload import Upload, add_training_to_card, push_result, take_upload
 from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint
+from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
-from vibevoice_finetune.hub_upload import Upload, add_training_to_card, push_result, take_upload
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapter_info import INFO_FILE, AdapterInfo
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, rely_on_autocast
-from vibevoice_finetune.model.attention import set_attention
-from vibevoice_finetune.model.checkpoint import load_for_training, model_fingerprint
-from vibevoice_finetune.model.compilation import compile_blocks
-from vibevoice_finetune.model.objective import Objective
-from vibevoice_finetune.model.portable import save_adapter
-from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
-from vibevoice_finetune.model.sharding import is_split, split
-from vibevoice_finetune.parsing import parse
-from vibevoice_finetune.training import checkpoints
-from vibevoice_finetune.training.identity import Identity, check_same_run, identity
-from vibevoice_finetune.training.memory import Estimate, estimate_for
-from vibevoice_finetune.training.preparation import Prepared, latents_dir, prepare
+from vibevoice_finetune.memory.estimate import Estimate, estimate_for
+from vibevoice_finetune.objective.attention import set_attention
+from vibevoice_finetune.objective.compilation import compile_blocks
+from vibevoice_finetune.objective.objective import Objective
+from vibevoice_finetune.objective.sharding import is_split, split
+from vibevoice_finetune.training import run_checkpoints
+from vibevoice_finetune.training.load_data import Prepared, latents_dir, prepare
 from vibevoice_finetune.training.report import print_report
-from vibevoice_finetune.training.snapshot import read_identity, with_optimizer
+from vibevoice_finetune.training.run_state import read_identity, with_optimizer
+from vibevoice_finetune.training.same_run import Identity, check_same_run, identity
 from vibevoice_finetune.training.trainer import FinetuneTrainer
 
 RESULT = "lora"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
-def train(words: Sequence[str]) -> None:
-    """The command `train`."""
-    arguments = parse(words)
+def train(arguments: Arguments) -> None:
+    """Train, evaluate, or both, as the command line says."""
     loop = arguments.loop
     if not (loop.do_train or loop.evaluates):
         print("nothing to do: add --do_train to train, --do_eval to evaluate, or both.")  # noqa: T201
@@ -70,7 +68,7 @@ def train(words: Sequence[str]) -> None:
     this_run = identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set)
     if resume is not None:
         tell_changes(resume, this_run, loop.allow_changed_run, console)
-    expected = estimate_for(arguments, prepared) if loop.do_train else None
+    expected = expected_memory(arguments, prepared) if loop.do_train else None
     if expected is not None:
         console.print(f"memory {expected.line()}", highlight=False)
     objective, plan = build(arguments, prepared)
@@ -100,12 +98,8 @@ def train(words: Sequence[str]) -> None:
         console.print_json(json.dumps(trainer.last_evaluation()))
 
 
-def encode(words: Sequence[str]) -> None:
-    """The command `encode`: fill the latent store that a later `train` with the same flags reads."""
-    extra = (
-        [] if any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in words) else ["--output_dir", ""]
-    )
-    arguments = parse([*words, *extra, "--do_train"], command="encode")
+def encode(arguments: Arguments) -> None:
+    """Fill the latent store that a later `train` with the same flags reads."""
     if not arguments.loop.output_dir and not arguments.data.latents_dir:
         raise ArgumentError("say where the latents go: --latents_dir FOLDER (give the same to train).")
     prepared = prepare(arguments)
@@ -117,6 +111,14 @@ def encode(words: Sequence[str]) -> None:
     console.print(f"the store is {latents_dir(arguments)}", highlight=False)
 
 
+def expected_memory(arguments: Arguments, prepared: Prepared) -> Estimate:
+    """The estimate for the run that is about to load its model."""
+    rows = prepared.train_set or prepared.eval_set
+    assert rows is not None, "neither training nor evaluation"
+    encodes = prepared.filled is not None and prepared.filled.encoded > 0
+    return estimate_for(arguments, prepared.checkpoint.config, rows.rows, encodes=encodes)
+
+
 def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Path | None:
     """The checkpoint to go on from, or None to start; refuses a folder that holds another run's result.
 
@@ -124,7 +126,7 @@ def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Pa
         ArgumentError: the folder is taken, or the checkpoint named is none.
     """
     wanted = arguments.loop.resume_from_checkpoint
-    found = checkpoints.complete_checkpoints(output_dir)
+    found = run_checkpoints.complete_checkpoints(output_dir)
     if wanted is None or str(wanted).lower() == "false":
         if not arguments.loop.do_train:
             return None
@@ -140,7 +142,7 @@ def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Pa
             )
         return None
     if str(wanted).lower() != "true":
-        if not checkpoints.is_complete(Path(wanted)):
+        if not run_checkpoints.is_complete(Path(wanted)):
             raise ArgumentError(
                 f"--resume_from_checkpoint {wanted}: is no complete checkpoint; complete ones in {output_dir}: "
                 f"{', '.join(folder.name for folder in found) or 'none'}."
@@ -184,7 +186,7 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     model = load_for_training(prepared.checkpoint, dtype, device, quantization_config(bits) if bits else None)
     if bits == 4:
         keep_trainable(model)
-    set_attention(vibevoice.language_model(model), model_args.attention(loop.device.type))
+    set_attention(parts.language_model(model), model_args.attention(loop.device.type))
     set_seed(loop.seed)
     attach(model, plan)
     if loop.bf16:
@@ -239,9 +241,9 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
         UserError: the device's memory does not suffice; the steps done so far are saved.
     """
     if trainer.args.should_save:
-        checkpoints.clear_leftovers(output_dir)
+        run_checkpoints.clear_leftovers(output_dir)
     try:
-        with trainer.stop.listening(), checkpoints.telling_of_a_full_disk(output_dir):
+        with trainer.stop.listening(), run_checkpoints.telling_of_a_full_disk(output_dir):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except torch.OutOfMemoryError as error:
         advice = "".join(f"\n  {line}" for line in expected.advice())
@@ -255,7 +257,7 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
         )
     if trainer.args.should_save:
         trainer.rotate_checkpoints()
-    with trainer.averaged(), checkpoints.telling_of_a_full_disk(output_dir / RESULT):
+    with trainer.averaged(), run_checkpoints.telling_of_a_full_disk(output_dir / RESULT):
         trainer.export(output_dir / RESULT)
 
 

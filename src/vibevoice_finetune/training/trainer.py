@@ -21,20 +21,20 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from vibevoice_finetune.adapters.attach import trainable_parameters
 from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.data.collate import Batch, Counts, collate
 from vibevoice_finetune.data.dataset import SpeechDataset
 from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatches
-from vibevoice_finetune.model.adapters import trainable_parameters
-from vibevoice_finetune.model.objective import LossSums, Objective
-from vibevoice_finetune.model.sharding import is_split, whole
-from vibevoice_finetune.training import checkpoints
+from vibevoice_finetune.objective.objective import LossSums, Objective
+from vibevoice_finetune.objective.sharding import is_split, whole
+from vibevoice_finetune.training import run_checkpoints
+from vibevoice_finetune.training.bad_steps import Guard, MicroBatch, StopRequest, heed_parent_alone
 from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile, StopCallback
 from vibevoice_finetune.training.ema import Ema
-from vibevoice_finetune.training.guard import Guard, MicroBatch, StopRequest, heed_parent_alone
-from vibevoice_finetune.training.identity import Identity
 from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, evaluation_metrics
-from vibevoice_finetune.training.snapshot import Snapshot
+from vibevoice_finetune.training.run_state import Snapshot
+from vibevoice_finetune.training.same_run import Identity
 from vibevoice_finetune.training.zero2 import Zero2, make_ready
 
 NOTHING = Counts(0, 0, 0, 0, 0)
@@ -345,7 +345,7 @@ class FinetuneTrainer(Trainer):
         self.store_flos()
         with self.window.paused():
             if self.args.should_save:
-                with checkpoints.writing(folder) as staging:
+                with run_checkpoints.writing(folder) as staging:
                     self._write_checkpoint(staging)
                 self.rotate_checkpoints()
             elif self.holds_parts:
@@ -354,7 +354,7 @@ class FinetuneTrainer(Trainer):
     def rotate_checkpoints(self) -> None:
         """Delete what `--save_total_limit` no longer keeps, also what a kill kept from being deleted."""
         best = self.state.best_model_checkpoint
-        checkpoints.rotate(self.output_dir, self.args.save_total_limit, Path(best) if best else None)
+        run_checkpoints.rotate(self.output_dir, self.args.save_total_limit, Path(best) if best else None)
 
     def leave_resumable(self) -> str:
         """After a step broke off for want of memory: drop its gradients and save the steps before it.

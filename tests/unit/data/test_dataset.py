@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from vibevoice_finetune.data.audio import parse_audio
-from vibevoice_finetune.data.latents import Latents, LatentStore
-from vibevoice_finetune.data.manifest import BadRows, Row
-from vibevoice_finetune.data.plan import PromptSource, make_requests, plan_rows
+from vibevoice_finetune.audio.source import parse_audio
+from vibevoice_finetune.data.jsonl import BadRows, Row
 from vibevoice_finetune.data.prompt import SYSTEM_PIECE, SpecialTokens
+from vibevoice_finetune.data.voice_prompts import PromptSource, make_requests, plan_rows
 from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.latents.store import Latents, LatentStore
 
 SPECIAL = SpecialTokens(speech_start=90, speech_end=91, frame=92, end_of_text=93)
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, VibeVoiceConfig
 
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast, trainable_parameters
+from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, rely_on_autocast, trainable_parameters
-from vibevoice_finetune.model.attention import set_attention
-from vibevoice_finetune.model.objective import Objective
-from vibevoice_finetune.training.footprint import MicroBatch, Recipe
+from vibevoice_finetune.memory.count import MicroBatch, Recipe
+from vibevoice_finetune.objective.attention import set_attention
+from vibevoice_finetune.objective.objective import Objective
 
 ACOUSTIC, SEMANTIC = 64, 128
 SPECIAL = SpecialTokens(speech_start=1, speech_end=2, frame=3, end_of_text=0)
@@ -74,8 +74,8 @@ def config(hidden: int, intermediate: int, layers: int, vocab: int) -> VibeVoice
 def objective(model_config: VibeVoiceConfig, recipe: Recipe) -> Objective:
     """The model with everything attached that the recipe names, ready to train."""
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
-    model = vibevoice.VibeVoiceWithoutTokenizers(model_config).to(dtype)
-    set_attention(vibevoice.language_model(model), recipe.attention)
+    model = parts.VibeVoiceWithoutTokenizers(model_config).to(dtype)
+    set_attention(parts.language_model(model), recipe.attention)
     plan = AdapterPlan(
         recipe.lora_r, 32, recipe.lora_dropout, recipe.lora_targets, recipe.head, recipe.train_connectors
     )

@@ -8,19 +8,19 @@ from safetensors.torch import load_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.rows import Small
+from vibevoice_finetune.adapters.apply import load_adapter
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.base_model import load as checkpoint_room
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.base_model.load import load_for_training
+from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.base_model.weights import lazy_tensors
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
-from vibevoice_finetune.model import checkpoint as checkpoint_room
-from vibevoice_finetune.model import vibevoice
-from vibevoice_finetune.model.adapter_info import AdapterInfo
-from vibevoice_finetune.model.adapter_load import load_adapter
-from vibevoice_finetune.model.adapters import AdapterPlan, attach, trainable_parameters
-from vibevoice_finetune.model.attention import set_attention
-from vibevoice_finetune.model.checkpoint import load_for_training
-from vibevoice_finetune.model.objective import LossSums, Objective
-from vibevoice_finetune.model.portable import save_adapter
-from vibevoice_finetune.model.quantize import keep_trainable, quantization_config
-from vibevoice_finetune.model.weights import lazy_tensors
+from vibevoice_finetune.objective.attention import set_attention
+from vibevoice_finetune.objective.objective import LossSums, Objective
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -65,7 +65,7 @@ def test_only_the_language_models_linear_layers_are_quantised(small, bits):
     found = [name for name, module in model.named_modules() if isinstance(module, kind)]
     assert len(found) == 7 * small.facts.num_layers
     assert all(name.startswith("model.language_model.layers.") for name in found)
-    assert type(vibevoice.lm_head(model)) is torch.nn.Linear
+    assert type(parts.lm_head(model)) is torch.nn.Linear
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -142,7 +142,7 @@ def test_packed_rows_equal_rows_alone_on_four_bits(small, recomputed):
     def learn(batches):
         model = load_for_training(small.checkpoint, torch.float32, "cpu", quantization_config(4))
         keep_trainable(model)
-        set_attention(vibevoice.language_model(model), "varlen")
+        set_attention(parts.language_model(model), "varlen")
         torch.manual_seed(0)
         attach(model, PLAN)
         objective = Objective(model, small.special).train()

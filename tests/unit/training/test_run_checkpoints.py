@@ -3,11 +3,11 @@
 import pytest
 
 from vibevoice_finetune.errors import CheckpointError
-from vibevoice_finetune.training import checkpoints
+from vibevoice_finetune.training import run_checkpoints
 
 
 def write(folder, text="x"):
-    with checkpoints.writing(folder) as staging:
+    with run_checkpoints.writing(folder) as staging:
         (staging / "weights").write_text(text)
         (staging / "lora").mkdir()
         (staging / "lora" / "adapter").write_text(text)
@@ -16,7 +16,7 @@ def write(folder, text="x"):
 def test_written_whole(tmp_path):
     folder = tmp_path / "checkpoint-3"
     write(folder)
-    assert checkpoints.is_complete(folder)
+    assert run_checkpoints.is_complete(folder)
     assert (folder / "lora" / "adapter").read_text() == "x"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
@@ -25,14 +25,14 @@ def test_a_killed_write_leaves_no_checkpoint(tmp_path):
     folder = tmp_path / "checkpoint-3"
 
     def write_half():
-        with checkpoints.writing(folder) as staging:
+        with run_checkpoints.writing(folder) as staging:
             (staging / "weights").write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_half()
-    assert checkpoints.complete_checkpoints(tmp_path) == []
-    checkpoints.clear_leftovers(tmp_path)
+    assert run_checkpoints.complete_checkpoints(tmp_path) == []
+    run_checkpoints.clear_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,11 +41,11 @@ def test_a_full_disk_keeps_the_older_one(tmp_path):
     write(folder, "old")
     with (
         pytest.raises(CheckpointError, match=r"checkpoint-3: cannot be saved \(No space left"),
-        checkpoints.writing(folder),
+        run_checkpoints.writing(folder),
     ):
         raise OSError(28, "No space left on device")
     assert (folder / "weights").read_text() == "old"
-    assert checkpoints.is_complete(folder)
+    assert run_checkpoints.is_complete(folder)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "no marker", "torn marker"])
@@ -58,17 +58,17 @@ def test_damage_is_seen(tmp_path, damage):
         case "delete":
             (folder / "lora" / "adapter").unlink()
         case "no marker":
-            (folder / checkpoints.MARKER).unlink()
+            (folder / run_checkpoints.MARKER).unlink()
         case "torn marker":
-            (folder / checkpoints.MARKER).write_text('{"files"')
-    assert not checkpoints.is_complete(folder)
+            (folder / run_checkpoints.MARKER).write_text('{"files"')
+    assert not run_checkpoints.is_complete(folder)
 
 
 def test_newest_by_number_not_by_name(tmp_path):
     for step in (2, 10, 9):
         write(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-11").mkdir()
-    assert [path.name for path in checkpoints.complete_checkpoints(tmp_path)] == [
+    assert [path.name for path in run_checkpoints.complete_checkpoints(tmp_path)] == [
         "checkpoint-2",
         "checkpoint-9",
         "checkpoint-10",
@@ -82,5 +82,5 @@ def test_newest_by_number_not_by_name(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
     for step in (1, 2, 3, 4):
         write(tmp_path / f"checkpoint-{step}")
-    checkpoints.rotate(tmp_path, keep, tmp_path / f"checkpoint-{best}" if best else None)
-    assert [checkpoints.step_of(path) for path in checkpoints.complete_checkpoints(tmp_path)] == left
+    run_checkpoints.rotate(tmp_path, keep, tmp_path / f"checkpoint-{best}" if best else None)
+    assert [run_checkpoints.step_of(path) for path in run_checkpoints.complete_checkpoints(tmp_path)] == left

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.rows import Small
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach
 from vibevoice_finetune.arguments import FinetuneArguments
-from vibevoice_finetune.model.adapters import AdapterPlan, attach
 from vibevoice_finetune.training import callbacks
-from vibevoice_finetune.training.checkpoints import complete_checkpoints
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints
 from vibevoice_finetune.training.trainer import FinetuneTrainer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -1,0 +1,204 @@
+"""The rules that an `adapter_config.json` of PEFT lays down.
+
+Why: PEFT, given a folder, adds what its configuration names and keeps silent about tensors that are missing or left
+over. Here the rules are read on their own, so that file and tensors can be held against each other; options that
+change the mathematics and are not known here are refused with their name.
+
+In: the file. Out: which modules have LoRA, and with which rank and scale.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex  # type: ignore[import-untyped]  # transformers depends on it; unlike `re` it can give up in time
+
+from vibevoice_finetune.adapters.files import read_json
+from vibevoice_finetune.errors import AdapterError
+
+# Options that make of LoRA something else than `W + scale * B A`, or that change the base weights.
+_NOT_PLAIN = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "corda_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+# Initialisations that leave the base weights as they are; the others (pissa, olora, corda, loftq) subtract from them.
+_HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Patterns are matched against names of some forty characters, in microseconds: those that take this long together, over
+# hundreds of names, are hostile. Names need no counted repetitions, which if nested are expanded before the clock runs,
+# and no references or recursion.
+_PATTERNS_SEC = 1.0
+_PATTERN_CHARACTERS = 2000
+_PATTERN = regex.compile(r"(?:[\w.\\()|*+^$\[\]-]|(?<!\()\?|\(\?[:!=])*")
+_MAX_RANK = 1_000_000
+_MAX_ALPHA = 1e9
+
+
+@dataclass
+class Clock:
+    """Time that is left for the patterns of a file."""
+
+    left_sec: float = _PATTERNS_SEC
+
+    @contextmanager
+    def running(self) -> Iterator[float]:
+        """Yield what is left, in seconds, and take off what is used."""
+        began = time.monotonic()
+        try:
+            yield max(self.left_sec, 1e-3)  # `regex` takes no 0
+        finally:
+            self.left_sec -= time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class LoraRules:
+    """What an `adapter_config.json` says of the modules of one block, by the names that PEFT gave them."""
+
+    where: Path
+    rank: int
+    alpha: float
+    root_of_rank: bool
+    targets: tuple[str, ...] | str
+    excluded: tuple[str, ...] | str
+    only_layers: tuple[int, ...] | None
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    base_model: str | None
+    clock: Clock = field(default_factory=Clock, repr=False, compare=False)
+
+    def wants(self, module: str) -> bool:
+        """Whether the module gets LoRA: PEFT's rule, a list matches whole endings, a string is a regular expression."""
+        if self.excluded and self._matches(self.excluded, module):
+            return False
+        if not self._matches(self.targets, module):
+            return False
+        if self.only_layers is None or isinstance(self.targets, str) or module in self.targets:
+            return True
+        layer = regex.search(r"(?:^|\.)layers\.(\d+)\.", module)
+        return layer is not None and int(layer[1]) in self.only_layers
+
+    def rank_of(self, module: str) -> int:
+        """Rank r of the module's two matrices."""
+        return self.rank_pattern.get(self._pattern_for(self.rank_pattern, module), self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """Factor on B A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        alpha = self.alpha_pattern.get(self._pattern_for(self.alpha_pattern, module), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.root_of_rank else alpha / rank
+
+    def _matches(self, names: tuple[str, ...] | str, module: str) -> bool:
+        if isinstance(names, str):
+            return self._fullmatch(names, module)
+        return any(module == name or module.endswith(f".{name}") for name in names)
+
+    def _pattern_for(self, patterns: dict[str, Any], module: str) -> str:
+        return next((key for key in patterns if self._fullmatch(rf"(.*\.)?({key})", module)), "")
+
+    def _fullmatch(self, pattern: str, module: str) -> bool:
+        if len(pattern) > _PATTERN_CHARACTERS or not _PATTERN.fullmatch(pattern):
+            raise AdapterError(
+                f"{self.where}: {pattern!r:.200} is no name of a module and no simple regular expression for names"
+            )
+        try:
+            with self.clock.running() as left_sec:
+                return regex.fullmatch(pattern, module, timeout=left_sec) is not None
+        except (regex.error, TimeoutError, OverflowError, RecursionError) as error:
+            raise AdapterError(f"{self.where}: the pattern {pattern!r:.200} is no usable regular expression") from error
+
+
+def read_lora_rules(path: Path) -> LoraRules:
+    """Read an `adapter_config.json`.
+
+    Raises:
+        AdapterError: no JSON, not LoRA, a value of the wrong kind, or an option that is not plain LoRA.
+    """
+    raw = read_json(path)
+    peft_type = raw.get("peft_type")
+    if peft_type != "LORA":
+        raise AdapterError(f"{path}: peft_type is {peft_type!r:.200}; only 'LORA' can be read")
+    for option in _NOT_PLAIN:
+        if raw.get(option):
+            raise AdapterError(
+                f"{path}: {option} is {raw[option]!r:.200}; only plain LoRA can be read, without this option"
+            )
+    if raw.get("bias", "none") != "none":
+        raise AdapterError(f"{path}: bias is {raw['bias']!r:.200}; only 'none' can be read")
+    start = raw.get("init_lora_weights", True)
+    if start not in _HARMLESS_STARTS:
+        raise AdapterError(
+            f"{path}: init_lora_weights is {start!r:.200}, which also changes the base weights; "
+            "convert the adapter to plain LoRA with the tool that made it"
+        )
+    return LoraRules(
+        where=path,
+        rank=_rank(path, "r", raw.get("r")),
+        alpha=_number(path, "lora_alpha", raw.get("lora_alpha")),
+        root_of_rank=bool(raw.get("use_rslora", False)),
+        targets=_targets(path, raw),
+        excluded=_names(path, "exclude_modules", raw.get("exclude_modules") or []),
+        only_layers=_layers(path, raw.get("layers_to_transform")),
+        rank_pattern={key: _rank(path, key, value) for key, value in _patterns(path, raw, "rank_pattern")},
+        alpha_pattern={key: _number(path, key, value) for key, value in _patterns(path, raw, "alpha_pattern")},
+        base_model=str(raw["base_model_name_or_path"]) if raw.get("base_model_name_or_path") else None,
+    )
+
+
+def _targets(path: Path, raw: dict[str, Any]) -> tuple[str, ...] | str:
+    targets = _names(path, "target_modules", raw.get("target_modules"))
+    if not targets:
+        raise AdapterError(f"{path}: target_modules names no module; expected names such as 'q_proj'")
+    return targets
+
+
+def _names(path: Path, key: str, value: object) -> tuple[str, ...] | str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise AdapterError(f"{path}: {key} is {value!r:.200}; expected a list of names or a pattern")
+
+
+def _patterns(path: Path, raw: dict[str, Any], key: str) -> list[tuple[str, object]]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path}: {key} is {value!r:.200}; expected an object from names to numbers")
+    return list(value.items())
+
+
+def _layers(path: Path, value: object) -> tuple[int, ...] | None:
+    if value is None or value == []:
+        return None
+    layers = value if isinstance(value, list) else [value]
+    if not all(isinstance(layer, int) for layer in layers):
+        raise AdapterError(f"{path}: layers_to_transform is {value!r:.200}; expected numbers of layers")
+    return tuple(layers)
+
+
+def _rank(path: Path, key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RANK:
+        raise AdapterError(f"{path}: {key} is {value!r:.200}; expected a rank of at least 1")
+    return value
+
+
+def _number(path: Path, key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_ALPHA:  # NaN too
+        raise AdapterError(f"{path}: {key} is {value!r:.200}; expected a number")
+    return float(value)

@@ -1,0 +1,187 @@
+"""An adapter of any known shape, written anew in the portable one.
+
+Why: old adapters come with task types that current PEFT refuses, with names that begin with a wrapper, with the head in
+a file that one tool reads and the next does not. Rewritten, every tool finds every part that it can use.
+
+In: an adapter and the base model that it was trained on (for the shapes, the fingerprint, and the head that a LoRA of
+the head is merged into). Out: a folder as `train` writes it, all tensors float32.
+"""
+
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vibevoice_finetune import __version__
+from vibevoice_finetune.adapters.attach import AdapterPlan, fold
+from vibevoice_finetune.adapters.check import open_for
+from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.read import (
+    CONFIG_FILE,
+    CONNECTOR_FILES,
+    CONNECTORS,
+    HEAD,
+    HEAD_FILES,
+    HEAD_LORA_FOLDER,
+    LANGUAGE_MODEL,
+    LORA_FILES,
+    AdapterContents,
+    BlockContents,
+)
+from vibevoice_finetune.adapters.save import Tensors, head_config, peft_config, peft_tensors, write_adapter
+from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.base_model.load import Checkpoint, model_fingerprint, weight_index
+from vibevoice_finetune.base_model.parts import tensor_shapes
+from vibevoice_finetune.base_model.weights import read_tensors
+from vibevoice_finetune.errors import AdapterError, ArgumentError
+
+
+def fix_adapter(folder: Path, checkpoint: Checkpoint, output: Path, *, expects_voice_prompt: bool = True) -> None:
+    """Rewrite an adapter into the portable layout.
+
+    Args:
+        folder: the adapter.
+        checkpoint: the base model that it was trained on.
+        output: the folder to make.
+        expects_voice_prompt: whether it was trained with voice prompts, if the folder does not say.
+
+    Raises:
+        ArgumentError: the output is there already.
+        AdapterError: the folder is not whole, does not fit, or the disk is full.
+        CheckpointError: the base model's weights cannot be used.
+    """
+    if output.exists():
+        raise ArgumentError(f"--fix {output}: is there already; name a folder that is not")
+    if not output.absolute().parent.is_dir() or not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise ArgumentError(f"--fix {output}: {output.absolute().parent} is no writable folder; name another place")
+    contents = open_for(tensor_shapes(checkpoint.config), folder)
+    parts = {part.block: part for part in contents.blocks}
+    info = _info(contents, checkpoint, expects_voice_prompt)
+    plan = _plan(contents)
+    files: dict[str, Tensors] = {}
+    json_files: dict[str, Any] = {}
+    if LANGUAGE_MODEL in parts:
+        files[LORA_FILES[0]] = _lora_tensors(parts[LANGUAGE_MODEL])
+        json_files[CONFIG_FILE] = _lora_config(parts[LANGUAGE_MODEL], plan, info)
+    if HEAD in parts:
+        files |= dict.fromkeys(HEAD_FILES[:2], _head_tensors(parts[HEAD], checkpoint))
+        json_files[f"{HEAD.folder}/config.json"] = head_config(checkpoint.config)
+        if plan.head == "lora":
+            files[f"{HEAD_LORA_FOLDER}/{LORA_FILES[0]}"] = _lora_tensors(parts[HEAD])
+            json_files[f"{HEAD_LORA_FOLDER}/{CONFIG_FILE}"] = _lora_config(parts[HEAD], plan, info)
+    for block in CONNECTORS:
+        if block in parts:
+            tensors = {
+                _original(parts[block], name): _plain(stored.tensor) for name, stored in parts[block].full.items()
+            }
+            files |= {f"{block.folder}/{file}": tensors for file in CONNECTOR_FILES}
+    write_adapter(output, files, json_files, plan, info)
+
+
+def _info(contents: AdapterContents, checkpoint: Checkpoint, expects_voice_prompt: bool) -> AdapterInfo:
+    if contents.info is not None:
+        return contents.info
+    return AdapterInfo(
+        base_model=checkpoint.source,
+        base_fingerprint=model_fingerprint(checkpoint),
+        expects_voice_prompt=expects_voice_prompt,
+        versions={"vibevoice-finetune": __version__},
+        settings={},
+    )
+
+
+def _plan(contents: AdapterContents) -> AdapterPlan:
+    """What was trained, as far as the tensors tell; ranks and scales that differ by layer stand in the rules."""
+    parts = {part.block: part for part in contents.blocks}
+    with_lora = [part for part in contents.blocks if part.low_rank]
+    rank, alpha = _common_rank_and_alpha(with_lora[0]) if with_lora else (1, 1.0)
+    head = parts.get(HEAD, BlockContents(HEAD))
+    form = "full" if head.full else "lora" if head.low_rank else "frozen"
+    connectors = [block in parts for block in CONNECTORS]
+    if any(connectors) and not all(connectors):
+        missing = CONNECTORS[connectors.index(False)]
+        raise AdapterError(
+            f"{contents.folder}: holds one connector and not the {missing.title}; the portable layout has both or none"
+        )
+    return AdapterPlan(
+        lora_r=rank,
+        lora_alpha=round(alpha),
+        lora_dropout=0.0,
+        lora_target_modules=_targets(parts[LANGUAGE_MODEL]) if LANGUAGE_MODEL in parts else (),
+        head=form,  # type: ignore[arg-type]  # one of the three literals
+        train_connectors=all(connectors),
+    )
+
+
+def _targets(part: BlockContents) -> tuple[str, ...]:
+    """The short names that the adapter's rules give, if nothing but names is in them; else each layer's full name."""
+    assert part.rules is not None
+    rules = part.rules
+    plain = isinstance(rules.targets, tuple) and not any("." in name for name in rules.targets)
+    if plain and rules.only_layers is None and not rules.excluded:
+        return tuple(sorted(rules.targets))
+    return tuple(sorted(_layer(part, name) for name in part.low_rank))
+
+
+def _common_rank_and_alpha(part: BlockContents) -> tuple[int, float]:
+    counts = Counter((pair.rank, _alpha(pair.rank, pair.scaling)) for pair in part.low_rank.values())
+    return counts.most_common(1)[0][0]
+
+
+def _alpha(rank: int, scaling: float) -> float:
+    """What, divided by the rank, gives this scale; rounding takes back the division's last bit."""
+    alpha = round(rank * scaling, 9)
+    return alpha if alpha / rank == scaling else rank * scaling
+
+
+def _lora_config(part: BlockContents, plan: AdapterPlan, info: AdapterInfo) -> dict[str, Any]:
+    rank, alpha = _common_rank_and_alpha(part)
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name, pair in part.low_rank.items():
+        if pair.rank != rank:
+            ranks[_layer(part, name)] = pair.rank
+        if not math.isclose(_alpha(pair.rank, pair.scaling), alpha):
+            alphas[_layer(part, name)] = _alpha(pair.rank, pair.scaling)
+    targets = _targets(part) if part.block is LANGUAGE_MODEL else [_layer(part, name) for name in part.low_rank]
+    return peft_config(plan, info, targets) | {
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+    }
+
+
+def _lora_tensors(part: BlockContents) -> Tensors:
+    return peft_tensors(
+        {_layer(part, name): (_plain(pair.down.tensor), _plain(pair.up.tensor)) for name, pair in part.low_rank.items()}
+    )
+
+
+@torch.no_grad()
+def _head_tensors(part: BlockContents, checkpoint: Checkpoint) -> Tensors:
+    """The whole head by its original names: the trained tensors, and LoRA folded into those or into the base's."""
+    tensors: Tensors = {}
+    for name, base in read_tensors(weight_index(checkpoint).block(tensor_names.DIFFUSION_HEAD)):
+        value = _plain(part.full[name].tensor if name in part.full else base)
+        if name in part.low_rank:
+            pair = part.low_rank[name]
+            value = fold(value, pair.down.tensor, pair.up.tensor, pair.scaling)
+        tensors[_original(part, name)] = value
+    return tensors
+
+
+def _original(part: BlockContents, native_name: str) -> str:
+    return tensor_names.to_original(native_name).removeprefix(part.block.original)
+
+
+def _layer(part: BlockContents, native_name: str) -> str:
+    return _original(part, native_name).removesuffix(".weight")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32).contiguous()

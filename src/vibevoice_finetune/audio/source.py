@@ -1,0 +1,385 @@
+"""Audio in any form becomes mono float32 at 24 kHz, or a message that says why not.
+
+In comes what a row of training data may hold: a path, encoded bytes, an array with or without its sampling rate, or
+what the Audio feature of `datasets` gives (`parse_audio`). Out go samples (N,), float32 (`load_audio`), brought to
+−25 dBFS by the model's own rule (`normalize_rms`) and padded to whole frames (`pad_to_frames`). Nothing is guessed:
+audio that is missing, empty, cut short, silent, not finite or not decodable is refused with its reason.
+
+Shapes: N samples, C channels.
+"""
+
+import hashlib
+import io
+import math
+import stat
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, SAMPLING_RATE_HZ, AudioError, Floats, Intake, decode, shown
+from vibevoice_finetune.errors import ArgumentError
+
+__all__ = [
+    "SAMPLING_RATE_HZ",
+    "AudioError",
+    "AudioSource",
+    "load_audio",
+    "normalize_rms",
+    "num_frames",
+    "pad_to_frames",
+    "parse_audio",
+    "write_audio",
+]
+
+SILENCE_RMS = 1 / 32_768
+"""One step of 16-bit audio, −90 dBFS. The dither of an otherwise empty 16-bit recording has half of that."""
+
+MAX_ARRAY_CHANNELS = 64
+"""A two-dimensional array has few channels and many samples; where neither side is small, which is which is unknown."""
+
+FULL_SCALE = {"i1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31, "u1": 1 << 7}
+"""Of integer samples, by kind and width. 64-bit integers have none: what they were scaled by is unknown."""
+
+WRITTEN_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+WRITE_BLOCK_SAMPLES = 1 << 16
+"""libsndfile's Vorbis encoder overflows the stack when it is given minutes of audio at once."""
+
+
+@runtime_checkable
+class _Decoder(Protocol):
+    """What the Audio feature of `datasets` decodes to (an `AudioDecoder` of torchcodec)."""
+
+    def get_all_samples(self) -> "_DecodedSamples": ...
+
+
+class _DecodedSamples(Protocol):
+    data: object
+    sample_rate: int
+
+
+@runtime_checkable
+class _ArrayLike(Protocol):
+    """A numpy array, a torch tensor, a column of arrow."""
+
+    def __array__(self) -> NDArray[np.generic]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class AudioSource:
+    """Where one piece of audio comes from; nothing is decoded yet. Exactly one of path, data and array is set.
+
+    Attributes:
+        path: a file that existed when the row was read.
+        data: the bytes of an encoded file; a memoryview if they lie in a memory-mapped data set.
+        array: samples (N,), or (N, C) with the channels last; floats within ±1 or integers of up to 32 bits.
+        sampling_rate_hz: of `array`.
+        where: the row, as in ``train.jsonl:17``; messages begin with it.
+    """
+
+    path: Path | None
+    data: bytes | memoryview | None
+    array: NDArray[np.generic] | None
+    sampling_rate_hz: int | None
+    where: str
+
+    def __post_init__(self) -> None:
+        assert sum(form is not None for form in (self.path, self.data, self.array)) == 1
+        assert (self.array is None) == (self.sampling_rate_hz is None)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        data = None if self.data is None else bytes(self.data)  # a memoryview cannot be pickled
+        return AudioSource, (self.path, data, self.array, self.sampling_rate_hz, self.where)
+
+    @property
+    def label(self) -> str:
+        """How messages begin: the row and, if there is one, the file."""
+        return f"{self.where}: {'audio' if self.path is None else shown(self.path)}"
+
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal: a file and its bytes in memory have the same.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        if self.data is not None:
+            return hashlib.sha256(self.data).hexdigest()
+        if self.array is not None:
+            head = f"{self.array.dtype.str} {self.array.shape} {self.sampling_rate_hz}\n".encode()
+            return hashlib.sha256(head + np.ascontiguousarray(self.array).tobytes()).hexdigest()
+        assert self.path is not None
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(self.label, error) from error
+
+
+def parse_audio(value: object, base_dir: Path | None, where: str) -> AudioSource:
+    """Take one piece of audio as a row gives it. Files are looked for, not opened.
+
+    Args:
+        value: a path; encoded bytes; ``{"bytes", "path"}`` of which one may be None; ``{"array", "sampling_rate"}``; an
+            array (N,), (C, N) or (N, C) or a list of numbers, taken as 24 kHz; an audio decoder of `datasets`.
+        base_dir: where relative paths start; None for the current folder.
+        where: the row, for messages.
+
+    Raises:
+        AudioError: it is none of these, or the file is not there or empty.
+    """
+    match value:
+        case str() | Path():
+            return _parse_path(value, base_dir, where)
+        case bytes() | bytearray() | memoryview():
+            return _parse_bytes(value, where)
+        case Mapping():
+            return _parse_mapping(value, base_dir, where)
+        case _Decoder():
+            return _parse_decoder(value, where)
+        case list() | tuple() | _ArrayLike():
+            return _parse_array(value, None, where)
+    raise AudioError(
+        f"{where}: audio is of type {type(value).__name__}; expected a path, the bytes of a file, an array, "
+        '{"bytes", "path"} or {"array", "sampling_rate"}; mend the row.',
+        "wrong type",
+    )
+
+
+def load_audio(source: AudioSource) -> Floats:
+    """Decode a source, mix it to mono, resample it to 24 kHz (windowed sinc, soxr's VHQ).
+
+    Returns:
+        Samples (N,), float32, as loud as they were; N ≥ 1.
+
+    Raises:
+        AudioError: missing, empty, undecodable, cut short, non-finite, silent, or longer than three hours.
+    """
+    samples = _resample_array(source) if source.array is not None else _decode_source(source)
+    if len(samples) == 0:
+        raise _empty(source.label)
+    deviation = math.sqrt(_mean_square(samples, float(samples.mean(dtype=np.float64))))
+    if deviation < SILENCE_RMS:
+        level = "all samples are equal" if deviation == 0 else f"{20 * math.log10(deviation):.0f} dBFS"
+        raise AudioError(
+            f"{source.label} is silent ({level}); speech above {20 * math.log10(SILENCE_RMS):.0f} dBFS is expected; "
+            "remove the row or record it again.",
+            "silent audio",
+        )
+    return samples
+
+
+def normalize_rms(samples: Floats, target_dbfs: float = -25.0, eps: float = 1e-6) -> Floats:
+    """Scale to a loudness, then down again if a peak would exceed full scale.
+
+    The rule of the model's own feature extractor (`VibeVoiceAcousticTokenizerFeatureExtractor`), with the mean square
+    summed in float64: ``y = x · 10^(dBFS/20) / (rms + eps)``, and ``y / (max|y| + eps)`` where ``max|y| > 1``.
+
+    Args:
+        samples: (N,), N ≥ 1.
+        target_dbfs: RMS of the result in decibels to full scale.
+        eps: keeps silence from dividing by zero.
+
+    Returns:
+        (N,), float32, a new array.
+    """
+    gain = 10 ** (target_dbfs / 20) / (math.sqrt(_mean_square(samples)) + eps)
+    scaled = samples * np.float32(gain)
+    peak = float(np.abs(scaled).max())
+    return scaled / np.float32(peak + eps) if peak > 1 else scaled
+
+
+def num_frames(num_samples: int, hop_length: int) -> int:
+    """Frames that the encoders make of so many samples: the last, partial one counts.
+
+    >>> num_frames(3_200, 3_200), num_frames(3_201, 3_200)
+    (1, 2)
+    """
+    return -(-num_samples // hop_length)
+
+
+def pad_to_frames(samples: Floats, hop_length: int) -> Floats:
+    """Append zeros up to whole frames, (N,) → (num_frames · hop_length,)."""
+    return np.pad(samples, (0, num_frames(len(samples), hop_length) * hop_length - len(samples)))
+
+
+def write_audio(path: Path, samples: Floats, sampling_rate_hz: int) -> None:
+    """Write WAV, FLAC (both 16 bits) or OGG (Vorbis), by suffix. The file appears whole or not at all.
+
+    Args:
+        path: ends in .wav, .flac or .ogg.
+        samples: (N,); clipped to ±1 if they exceed it.
+        sampling_rate_hz: of the samples.
+
+    Raises:
+        ArgumentError: another suffix, or the file cannot be written.
+    """
+    assert samples.ndim == 1
+    assert np.isfinite(samples).all()
+    if path.suffix.lower() not in WRITTEN_FORMATS:
+        raise ArgumentError(
+            f"{shown(path)}: audio cannot be written as {path.suffix or 'a file without suffix'!r}; name the file "
+            f"{', '.join(WRITTEN_FORMATS)}."
+        )
+    form, subtype = WRITTEN_FORMATS[path.suffix.lower()]
+    encoded = io.BytesIO()
+    with soundfile.SoundFile(encoded, "w", sampling_rate_hz, channels=1, subtype=subtype, format=form) as file:
+        for start in range(0, len(samples), WRITE_BLOCK_SAMPLES):
+            file.write(samples[start : start + WRITE_BLOCK_SAMPLES])
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(encoded.getbuffer())
+        partial.replace(path)
+    except OSError as error:
+        raise ArgumentError(
+            f"{shown(path)}: cannot be written ({error.strerror or error}); make room or choose another place."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _parse_path(value: str | Path, base_dir: Path | None, where: str) -> AudioSource:
+    text = str(value)
+    if not text.strip():
+        raise AudioError(f"{where}: the path of the audio is empty; mend it or remove the row.", "missing file")
+    if "://" in text:
+        raise AudioError(
+            f"{where}: {shown(text)} is an address; a file on this machine is expected; download it first.",
+            "missing file",
+        )
+    path = Path(text) if base_dir is None else base_dir / text
+    label = f"{where}: {shown(path)}"
+    try:
+        text.encode()  # libsndfile takes no other names
+        status = path.stat()
+    except FileNotFoundError as error:
+        hint = "" if path.is_absolute() and Path(text).is_absolute() else " (relative paths start at the data's folder)"
+        raise AudioError(f"{label} does not exist{hint}; mend the path or remove the row.", "missing file") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL or half a surrogate in the name
+        raise _unreadable(label, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{label} is not a file; an audio file is expected; mend the path.", "missing file")
+    if status.st_size == 0:
+        raise _empty(label)
+    return AudioSource(path=path, data=None, array=None, sampling_rate_hz=None, where=where)
+
+
+def _parse_bytes(value: bytes | bytearray | memoryview, where: str) -> AudioSource:
+    if len(value) == 0:
+        raise _empty(f"{where}: audio")
+    data = bytes(value) if isinstance(value, bytearray) else value
+    return AudioSource(path=None, data=data, array=None, sampling_rate_hz=None, where=where)
+
+
+def _parse_mapping(value: Mapping[object, object], base_dir: Path | None, where: str) -> AudioSource:
+    if value.get("array") is not None:
+        return _parse_array(value["array"], value.get("sampling_rate"), where)
+    match value.get("bytes"), value.get("path"):
+        case (bytes() | bytearray() | memoryview()) as data, _:
+            return _parse_bytes(data, where)
+        case None, (str() | Path()) as path:
+            return _parse_path(path, base_dir, where)
+    raise AudioError(
+        f"{where}: audio is an object with {shown(', '.join(map(str, value)) or 'nothing in it')}; expected "
+        '{"bytes", "path"} with one of them, or {"array", "sampling_rate"}; mend the row.',
+        "wrong type",
+    )
+
+
+def _parse_decoder(value: _Decoder, where: str) -> AudioSource:
+    try:
+        decoded = value.get_all_samples()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise AudioError(
+            f"{where}: audio cannot be decoded ({shown(error)}); remove the row.", "undecodable audio"
+        ) from error
+    return _parse_array(decoded.data, decoded.sample_rate, where)
+
+
+def _parse_array(value: object, rate: object, where: str) -> AudioSource:
+    label = f"{where}: audio"
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # ragged lists, tensors of other devices
+        raise AudioError(f"{label} is no array of numbers ({shown(error)}); mend the row.", "wrong type") from error
+    if array.size == 0:
+        raise _empty(label)
+    if array.dtype.kind != "f" and array.dtype.str[1:] not in FULL_SCALE:
+        raise AudioError(
+            f"{label} is an array of {array.dtype}; expected floats within ±1, or int8, int16, int32 or uint8; convert "
+            "it first.",
+            "wrong type",
+        )
+    if array.ndim == 2 and array.shape[0] < array.shape[1]:
+        array = array.T
+    square = array.ndim == 2 and array.shape[0] == array.shape[1] > 1
+    if array.ndim not in (1, 2) or square or (array.ndim == 2 and array.shape[1] > MAX_ARRAY_CHANNELS):
+        raise AudioError(
+            f"{label} is an array of shape {np.shape(array)}; expected (samples,), (channels, samples) or (samples, "
+            f"channels) with at most {MAX_ARRAY_CHANNELS} channels; mend the row.",
+            "wrong type",
+        )
+    return AudioSource(path=None, data=None, array=array, sampling_rate_hz=_parse_rate(rate, label), where=where)
+
+
+def _parse_rate(rate: object, label: str) -> int:
+    """Hertz; whether they are credible is checked where they are used."""
+    if rate is None:
+        return SAMPLING_RATE_HZ
+    if isinstance(rate, float | np.floating) and float(rate).is_integer():
+        return int(rate)
+    if isinstance(rate, int | np.integer) and not isinstance(rate, bool):
+        return int(rate)
+    raise AudioError(
+        f"{label} has a sampling rate of {shown(rate)}; a whole number of hertz is expected; mend the row.",
+        "wrong type",
+    )
+
+
+def _decode_source(source: AudioSource) -> Floats:
+    file = source.data if source.path is None else source.path
+    assert file is not None
+    return decode(file, source.label)
+
+
+def _resample_array(source: AudioSource) -> Floats:
+    assert source.array is not None
+    assert source.sampling_rate_hz is not None
+    array_NC = source.array if source.array.ndim == 2 else source.array[:, None]
+    intake = Intake(source.sampling_rate_hz, source.label)
+    step = max(1, BLOCK_SAMPLES // array_NC.shape[1])
+    for start in range(0, len(array_NC), step):
+        intake.add(_to_full_scale(array_NC[start : start + step]))
+    return intake.samples()
+
+
+def _to_full_scale(array_NC: NDArray[np.generic]) -> NDArray[np.floating]:
+    """Integers become floats within ±1; unsigned bytes have their zero at 128, as in WAV."""
+    if array_NC.dtype.kind == "f":
+        return array_NC.astype(np.float64)  # float128 and float16 too; what overflows float32 is refused as a peak
+    middle = 128 if array_NC.dtype.kind == "u" else 0
+    return (array_NC.astype(np.float64) - middle) / FULL_SCALE[array_NC.dtype.str[1:]]
+
+
+def _mean_square(samples: Floats, center: float = 0.0) -> float:
+    """Mean of (x − center)², summed in float64 without a float64 copy of hours of audio."""
+    total = 0.0
+    for start in range(0, len(samples), BLOCK_SAMPLES):
+        block = samples[start : start + BLOCK_SAMPLES].astype(np.float64) - center
+        total += float(np.dot(block, block))
+    return total / len(samples)
+
+
+def _empty(label: str) -> AudioError:
+    return AudioError(f"{label} is empty; speech is expected; remove the row or mend the file.", "empty audio")
+
+
+def _unreadable(label: str, error: OSError | ValueError) -> AudioError:
+    said = error.strerror if isinstance(error, OSError) else None
+    return AudioError(
+        f"{label} cannot be read ({said or shown(error)}); check the name and the permissions.", "missing file"
+    )

@@ -1,0 +1,244 @@
+"""A checkpoint's `config.json` in its two layouts, and the way from one to the other.
+
+Why: both layouts say ``model_type: vibevoice``, and transformers, given an original `config.json`, raises nothing and
+builds a model of default sizes. So the layout is told by the keys, and every value of an original configuration is
+either carried over, known to be the one that transformers' classes compute with, or refused with its name.
+
+In: the parsed JSON and what to call its file in messages. Out: a `VibeVoiceConfig`, or the original's dictionary.
+"""
+
+import copy
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple, cast
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    Qwen2Config,
+    VibeVoiceAcousticTokenizerConfig,
+    VibeVoiceAcousticTokenizerEncoderConfig,
+    VibeVoiceConfig,
+    VibeVoiceDiffusionHeadConfig,
+)
+
+from vibevoice_finetune.base_model.original_config import (
+    HEAD_FIXED,
+    NUM_TRAIN_TIMESTEPS,
+    SECTIONS,
+    STD_DIVISOR,
+    TEXT_FIELDS,
+    TOKENIZER_FIXED,
+    Json,
+    native_values,
+)
+from vibevoice_finetune.errors import CheckpointError
+
+GUIDANCE_SCALE = 1.3
+NUM_DIFFUSION_STEPS = 10
+NOISE_SCHEDULE = {
+    "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+}
+
+
+class Layout(StrEnum):
+    """How a checkpoint names its tensors and writes its configuration."""
+
+    ORIGINAL = "original"
+    NATIVE = "native"
+
+
+_NATIVE_SECTIONS = ("audio_config", "semantic_model_config", "text_config", "diffusion_head_config")
+
+# What an original configuration has no word for: a native one with another value cannot be written as original.
+_NATIVE_ONLY: dict[str, Json] = {
+    "audio_config": {"channels": 1, "kernel_size": 7, "hidden_act": "gelu", "ffn_expansion": 4},
+    "semantic_model_config": {"channels": 1, "kernel_size": 7, "hidden_act": "gelu", "ffn_expansion": 4},
+    "diffusion_head_config": {
+        "hidden_act": "silu",
+        "frequency_embedding_size": 256,
+        "diffusion_max_period": 10000,
+        "mlp_bias": False,
+    },
+}
+
+
+class PartConfigs(NamedTuple):
+    """The four configurations within a `VibeVoiceConfig`, which types them only as "a dictionary, or something"."""
+
+    audio: VibeVoiceAcousticTokenizerConfig
+    semantic: VibeVoiceAcousticTokenizerEncoderConfig
+    text: Qwen2Config
+    head: VibeVoiceDiffusionHeadConfig
+
+
+def part_configs(config: VibeVoiceConfig) -> PartConfigs:
+    """The configurations of the acoustic tokenizer, semantic encoder, language model and diffusion head."""
+    return PartConfigs(
+        audio=cast(VibeVoiceAcousticTokenizerConfig, config.audio_config),
+        semantic=cast(VibeVoiceAcousticTokenizerEncoderConfig, config.semantic_model_config),
+        text=cast(Qwen2Config, config.text_config),
+        head=cast(VibeVoiceDiffusionHeadConfig, config.diffusion_head_config),
+    )
+
+
+def layout_of(raw: Mapping[str, Any], where: str) -> Layout:
+    """Tell the layout of a parsed `config.json` by its keys.
+
+    Raises:
+        CheckpointError: it is the configuration of another model, or of a VibeVoice that cannot be tuned here.
+    """
+    model_type = raw.get("model_type")
+    if model_type == "vibevoice_streaming":
+        raise CheckpointError(
+            f"{where}: not VibeVoice as it is tuned here: found model_type 'vibevoice_streaming' (VibeVoice-Realtime), "
+            "whose speech tokenizer streams and which has no semantic tokenizer; "
+            "give a VibeVoice 1.5B or 7B checkpoint"
+        )
+    if model_type != "vibevoice":
+        found = "no model_type" if model_type is None else f"model_type {model_type!r}"
+        raise CheckpointError(
+            f"{where}: not VibeVoice: found {found}, expected 'vibevoice'; "
+            "give a VibeVoice checkpoint, for example microsoft/VibeVoice-1.5B"
+        )
+    if all(section in raw for section in SECTIONS):
+        return Layout.ORIGINAL
+    if all(section in raw for section in _NATIVE_SECTIONS):
+        return Layout.NATIVE
+    raise CheckpointError(
+        f"{where}: the configuration is in neither layout: expected either {', '.join(SECTIONS)} (original) "
+        f"or {', '.join(_NATIVE_SECTIONS)} (transformers); found {', '.join(sorted(raw))}"
+    )
+
+
+def read_config(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
+    """The configuration of a checkpoint of either layout.
+
+    Raises:
+        CheckpointError: it is no VibeVoice configuration, or one that transformers' classes cannot express.
+    """
+    if layout_of(raw, where) is Layout.ORIGINAL:
+        return config_to_native(raw, where)
+    return _build(copy.deepcopy(dict(raw)), where)
+
+
+def config_to_native(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
+    """The configuration that an original `config.json` describes; `where` is what to call it in messages.
+
+    Raises:
+        CheckpointError: a key is missing, or has a value that transformers' classes cannot express.
+    """
+    return _build(native_values(raw, where), where)
+
+
+def config_to_original(config: VibeVoiceConfig) -> Json:
+    """Write a configuration as the original's `config.json`.
+
+    `tie_word_embeddings` stands at the top level too: the original's readers look there, and tie by default.
+
+    Raises:
+        CheckpointError: the configuration has a value for which the original layout has no word.
+    """
+    for section, fixed in _NATIVE_ONLY.items():
+        values = getattr(config, section).to_dict()
+        for key, expected in fixed.items():
+            if values[key] != expected:
+                raise CheckpointError(
+                    f"{section}.{key} is {values[key]!r}; the original layout can only express {expected!r}; "
+                    "keep the native layout for this model"
+                )
+    audio, semantic, text_config, head = part_configs(config)
+    dtype = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
+    text = _text_to_original(text_config, dtype)
+    ratios = list(reversed(audio.downsampling_ratios))
+    original: Json = {
+        "architectures": ["VibeVoiceForConditionalGeneration"],
+        "model_type": "vibevoice",
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "acoustic_vae_dim": audio.hidden_size,
+        "semantic_vae_dim": semantic.hidden_size,
+        "acoustic_tokenizer_config": _tokenizer_to_original(audio, "vibevoice_acoustic_tokenizer")
+        | {
+            "std_dist_type": "gaussian",
+            "fix_std": round(audio.vae_std * STD_DIVISOR, 12),
+            "decoder_depths": None,
+            "decoder_n_filters": audio.num_filters,
+            "decoder_ratios": ratios,
+        },
+        "semantic_tokenizer_config": _tokenizer_to_original(semantic, "vibevoice_semantic_tokenizer")
+        | {"std_dist_type": "none", "fix_std": 0},
+        "decoder_config": text,
+        "diffusion_head_config": HEAD_FIXED
+        | {
+            "ddpm_batch_mul": 4,
+            "ddpm_num_inference_steps": 20,
+            "head_ffn_ratio": head.intermediate_size / head.hidden_size,
+            "head_layers": head.num_hidden_layers,
+            "hidden_size": head.hidden_size,
+            "latent_size": head.latent_size,
+            "model_type": "vibevoice_diffusion_head",
+            "rms_norm_eps": head.rms_norm_eps,
+            "speech_vae_dim": head.latent_size,
+        },
+    }
+    if dtype is not None:
+        original["torch_dtype"] = dtype
+    return original
+
+
+def generation_settings(config: VibeVoiceConfig) -> Json:
+    """What generation needs beside the configuration, as in transformers' own conversion of the released models."""
+    return {
+        "do_sample": False,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "max_length": part_configs(config).text.max_position_embeddings,
+        "guidance_scale": GUIDANCE_SCALE,
+        "num_diffusion_steps": NUM_DIFFUSION_STEPS,
+        "noise_scheduler_class": "DPMSolverMultistepScheduler",
+        "noise_scheduler_config": dict(NOISE_SCHEDULE),
+    }
+
+
+def _build(native: Json, where: str) -> VibeVoiceConfig:
+    try:
+        config: VibeVoiceConfig = VibeVoiceConfig.from_dict(native)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where}: the configuration is not valid: {' '.join(str(error).split())}") from error
+    for section, part, expected in zip(
+        _NATIVE_SECTIONS, part_configs(config), PartConfigs.__annotations__.values(), strict=True
+    ):
+        if type(part) is not expected:
+            raise CheckpointError(
+                f"{where}: {section} is of model_type {part.model_type!r}; expected {expected.model_type!r}"
+            )
+    audio, semantic, _, _ = part_configs(config)
+    if audio.hop_length != semantic.hop_length:
+        raise CheckpointError(
+            f"{where}: the acoustic tokenizer makes a frame of {audio.hop_length} samples, the semantic one of "
+            f"{semantic.hop_length}; expected the same"
+        )
+    return config
+
+
+def _tokenizer_to_original(config: VibeVoiceAcousticTokenizerConfig, model_type: str) -> Json:
+    return TOKENIZER_FIXED | {
+        "model_type": model_type,
+        "vae_dim": config.hidden_size,
+        "encoder_n_filters": config.num_filters,
+        "encoder_depths": "-".join(str(depth) for depth in config.depths),
+        "encoder_ratios": list(reversed(config.downsampling_ratios)),
+        "layernorm_eps": config.rms_norm_eps,
+        "layer_scale_init_value": config.layer_scale_init_value,
+        "weight_init_value": config.initializer_range,
+    }
+
+
+def _text_to_original(config: Qwen2Config, dtype: str | None) -> Json:
+    values = {key: getattr(config, key) for key in TEXT_FIELDS}
+    rope = dict(cast(Json, config.rope_parameters))
+    theta = rope.pop("rope_theta")
+    scaling = None if rope["rope_type"] == "default" else rope
+    text = values | {"model_type": "qwen2", "rope_theta": theta, "rope_scaling": scaling}
+    return text if dtype is None else text | {"torch_dtype": dtype}

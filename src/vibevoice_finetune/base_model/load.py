@@ -1,0 +1,367 @@
+"""Open a checkpoint and load what a job needs of it: for training, for generation, or the two speech encoders alone.
+
+Why: a checkpoint comes in two layouts, from a folder or the Hub, and a job needs only a part of it: training none of
+the speech tokenizers, encoding nothing but them. Each part is read straight from the files into its final type and
+device, one copy in memory, and only after the whole checkpoint was found to fit its configuration.
+
+In: what the user typed. Out: a `Checkpoint`, and from it transformers' modules or the encoders; fingerprints by which
+latents and adapters know the weights that they belong to.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    VibeVoiceAcousticTokenizerEncoderModel,
+    VibeVoiceConfig,
+    VibeVoiceForConditionalGeneration,
+)
+
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
+from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.base_model.config import (
+    NOISE_SCHEDULE,
+    Layout,
+    generation_settings,
+    layout_of,
+    part_configs,
+    read_config,
+)
+from vibevoice_finetune.base_model.hub import SETTINGS, WEIGHTS, Repository, download, locate
+from vibevoice_finetune.base_model.original_config import Json
+from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, facts, tensor_shapes
+from vibevoice_finetune.base_model.weights import (
+    StoredTensor,
+    WeightIndex,
+    check_weights,
+    index_weights,
+    lazy_tensors,
+    read_bytes,
+)
+from vibevoice_finetune.data.prompt import SpecialTokens
+from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.latents.arithmetic import Arithmetic, computing_in
+from vibevoice_finetune.latents.encode import encode_in_chunks
+
+ENCODED_AT_ONCE_FRAMES = 150  # 20 s of a row; at full size 0.7 GB of memory in float32, however long the row is
+_FINGERPRINT_LENGTH = 32  # hex digits, 128 bits
+_Model = TypeVar("_Model", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose configuration was read; no weights yet.
+
+    Attributes:
+        source: what the user typed.
+        folder: where its small files lie.
+        layout: of names and configuration.
+        config: transformers' configuration, whatever the layout.
+        raw_config: `config.json` as it stands.
+        repository: where it was downloaded from; None for a local folder.
+    """
+
+    source: str
+    folder: Path
+    layout: Layout
+    config: VibeVoiceConfig
+    raw_config: Json
+    repository: Repository | None
+
+
+def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpoint:
+    """Read a checkpoint's configuration from a folder or a repository of the Hub.
+
+    Raises:
+        CheckpointError: there is no such model, it is not VibeVoice, or one that cannot be expressed.
+    """
+    folder, repository = locate(name_or_path, SETTINGS, cache_dir)
+    path = folder / "config.json"
+    if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{name_or_path}: holds an adapter, not a model; give the model that it was trained on"
+            )
+        raise CheckpointError(f"{name_or_path}: no config.json; expected the folder of a VibeVoice model")
+    raw = read_json(path)
+    _check_sampling_rate(folder)
+    _check_schedule(folder)
+    config = read_config(raw, str(path))
+    return Checkpoint(name_or_path, folder, layout_of(raw, str(path)), config, raw, repository)
+
+
+def with_special_tokens(checkpoint: Checkpoint, special: SpecialTokens) -> Checkpoint:
+    """The checkpoint with the token ids of its text tokenizer in the configuration, where `generate()` looks them up.
+
+    An original configuration has no ids (the native one's defaults are Qwen2.5's), and a native one may be wrong.
+
+    Raises:
+        CheckpointError: an id lies beyond the model's vocabulary: the tokenizer belongs to another model.
+    """
+    vocab_size = facts(checkpoint.config).vocab_size
+    highest = max(special.ids)
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.source}: the text tokenizer's special tokens have ids up to {highest}, the model's "
+            f"vocabulary ends at {vocab_size - 1}; give the tokenizer of this model with --processor_name_or_path"
+        )
+    config = copy.deepcopy(checkpoint.config)
+    config.audio_bos_token_id = special.speech_start
+    config.audio_eos_token_id = special.speech_end
+    config.audio_token_id = special.frame
+    config.eos_token_id = special.end_of_text
+    config.pad_token_id = special.end_of_text
+    return replace(checkpoint, config=config)
+
+
+def weight_index(checkpoint: Checkpoint) -> WeightIndex:
+    """The places of all tensors, by native name, after checking that they are exactly those of the configuration.
+
+    Downloads the weights if the checkpoint is a repository whose weights are not in the cache.
+
+    Raises:
+        CheckpointError: no weights, a damaged file, or tensors missing, left over or of another shape.
+    """
+    folder = checkpoint.folder
+    if checkpoint.repository is not None:
+        where = checkpoint.repository
+        folder = download(where.repo_id, WEIGHTS, where.revision, where.cache_dir)
+    return check_weights(index_weights(folder, checkpoint.layout), tensor_shapes(checkpoint.config))
+
+
+def load_for_training(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> VibeVoiceForConditionalGeneration:
+    """Load everything but the speech tokenizers, whose tensors are never read.
+
+    Args:
+        checkpoint: what to load.
+        dtype: of every tensor but the frequency buffers, which are float32.
+        device: where to.
+        quantization_config: how to quantise linear layers while loading.
+
+    Raises:
+        CheckpointError: as `weight_index`.
+    """
+    tensors = weight_index(checkpoint).tensors
+    needed = {name: at for name, at in tensors.items() if not name.startswith(tensor_names.SPEECH_TOKENIZERS)}
+    return _load(VibeVoiceWithoutTokenizers, checkpoint.config, needed, dtype, device, quantization_config)
+
+
+def load_for_generation(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str
+) -> VibeVoiceForConditionalGeneration:
+    """Load the whole model, ready for `generate()`.
+
+    Its token ids are those of the configuration; see `with_special_tokens`.
+
+    Raises:
+        CheckpointError: as `weight_index`.
+    """
+    tensors = weight_index(checkpoint).tensors
+    model = _load(VibeVoiceForConditionalGeneration, checkpoint.config, tensors, dtype, device)
+    model.generation_config = GenerationConfig(**generation_settings(checkpoint.config))  # type: ignore[no-untyped-call]  # no types there
+    return model
+
+
+class SpeechEncoders:
+    """The acoustic and the semantic encoder, and nothing else of a model.
+
+    Attributes:
+        hop_length: samples a frame.
+        acoustic_dim: C.
+        semantic_dim: S.
+    """
+
+    def __init__(
+        self,
+        acoustic: VibeVoiceAcousticTokenizerEncoderModel,
+        semantic: VibeVoiceAcousticTokenizerEncoderModel,
+        arithmetic: Arithmetic = Arithmetic.FLOAT32,
+    ) -> None:
+        self._arithmetic = arithmetic
+        self._acoustic = acoustic.requires_grad_(False)
+        self._semantic = semantic.requires_grad_(False)
+        self.hop_length: int = acoustic.config.hop_length
+        self.acoustic_dim: int = acoustic.config.hidden_size
+        self.semantic_dim: int = semantic.config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
+        """Encode waveforms; nothing is sampled.
+
+        Args:
+            waveform_BN: (B, N) float32, N a multiple of `hop_length`. The encoders look back only, so zeros at a row's
+                end leave the frames before them as they are.
+            semantic: whether the semantic features are wanted.
+
+        Returns:
+            Acoustic means (B, F, C) and semantic features (B, F, S) or None, float32, on the encoders' device.
+        """
+        assert waveform_BN.shape[-1] % self.hop_length == 0, "zero-pad the waveform to whole frames first"
+        if self._acoustic.device.type == "cuda":
+            waveform_BN = waveform_BN.pin_memory()  # from here the copy runs while this thread goes on
+        input_BN = waveform_BN.to(device=self._acoustic.device, dtype=self._acoustic.dtype, non_blocking=True)
+        chunk_samples = ENCODED_AT_ONCE_FRAMES * self.hop_length
+        with computing_in(self._arithmetic):
+            acoustic_BFC = encode_in_chunks(self._acoustic, input_BN, chunk_samples).float()
+            semantic_BFS = encode_in_chunks(self._semantic, input_BN, chunk_samples).float() if semantic else None
+        return acoustic_BFC, semantic_BFS
+
+
+def load_encoders(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    arithmetic: Arithmetic = Arithmetic.FLOAT32,
+) -> SpeechEncoders:
+    """Load the two encoders; no other tensor is read.
+
+    Raises:
+        CheckpointError: as `weight_index`.
+    """
+    index = weight_index(checkpoint)
+    audio, semantic, _, _ = part_configs(checkpoint.config)
+    configs = {tensor_names.ACOUSTIC_ENCODER: audio.encoder_config, tensor_names.SEMANTIC_ENCODER: semantic}
+    acoustic_model, semantic_model = (
+        _load(VibeVoiceAcousticTokenizerEncoderModel, config, _without_prefix(index, prefix), dtype, device)
+        for prefix, config in configs.items()
+    )
+    return SpeechEncoders(acoustic_model, semantic_model, arithmetic)
+
+
+def latent_fingerprint(encoder_fingerprint: str, arithmetic: Arithmetic) -> str:
+    """Names the latents of these encoders when they compute in this arithmetic; fit for a folder's name."""
+    return f"{encoder_fingerprint}-{arithmetic}"
+
+
+def encoder_fingerprint(checkpoint: Checkpoint) -> str:
+    """Hex digest of both encoders: their tensors as stored, and the configuration that they compute with.
+
+    Equal for both layouts of the same weights; latents of another encoder are told by it.
+    """
+    audio, semantic, _, _ = part_configs(checkpoint.config)
+    settings = [
+        [part.downsampling_ratios, part.rms_norm_eps, part.hidden_act, part.kernel_size] for part in (audio, semantic)
+    ]
+    return _fingerprint(weight_index(checkpoint).block(*tensor_names.ENCODERS), json.dumps(settings))
+
+
+def model_fingerprint(checkpoint: Checkpoint) -> str:
+    """Hex digest of what a fine-tune starts from: language model, head, connectors, output matrix, scale and bias.
+
+    Equal for both layouts of the same weights, and for a tied model whose files hold the output matrix twice.
+    """
+    tensors = weight_index(checkpoint).tensors
+    tuned = {name: at for name, at in tensors.items() if not name.startswith(tensor_names.SPEECH_TOKENIZERS)}
+    _, _, text, _ = part_configs(checkpoint.config)
+    return _fingerprint(tuned, json.dumps([text.rope_parameters, text.tie_word_embeddings], sort_keys=True))
+
+
+def read_json(path: Path) -> Json:
+    """Parse a file that must hold a JSON object.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}; expected an object")
+    return raw
+
+
+def _load(
+    model_class: type[_Model],
+    config: PreTrainedConfig,
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> _Model:
+    """Fill an empty model of transformers from the files.
+
+    transformers is handed the slices of the files under their native names instead of the files: it reads each when
+    its turn comes, casts, moves or quantises it, and never touches those that were not handed over. While it quantises
+    it reads one after the other (without, on four threads), so the memory is that of the result and a single tensor.
+    """
+    with lazy_tensors(tensors, mapped=quantization_config is None) as slices:
+        loaded: Any = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=slices,
+            dtype=dtype,
+            device_map={"": torch.device(device)},
+            quantization_config=quantization_config,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    faults = {kind: found for kind, found in report.items() if found}
+    assert not faults, f"the weights were checked, yet transformers reports {faults}"
+    return cast(_Model, model)
+
+
+def _without_prefix(index: WeightIndex, prefix: str) -> dict[str, StoredTensor]:
+    return {name.removeprefix(prefix): stored for name, stored in index.block(prefix).items()}
+
+
+def _fingerprint(tensors: Mapping[str, StoredTensor], settings: str) -> str:
+    """Hash tensor by tensor on a few threads (hashing releases the lock), then the digests in the names' order.
+
+    SHA-256, because processors have instructions for it: 0.7 GB/s on a core where BLAKE2b makes 0.26.
+    """
+    total = hashlib.sha256(settings.encode())
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = pool.map(lambda item: _tensor_digest(*item), sorted(tensors.items()))
+        for digest in digests:
+            total.update(digest)
+    return total.hexdigest()[:_FINGERPRINT_LENGTH]
+
+
+def _tensor_digest(name: str, stored: StoredTensor) -> bytes:
+    digest = hashlib.sha256(f"{name} {stored.dtype} {stored.shape}".encode())
+    for chunk in read_bytes(stored):
+        digest.update(chunk)
+    return digest.digest()
+
+
+def _check_sampling_rate(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    raw = read_json(path)
+    rate_hz = raw.get("audio_processor", raw).get("sampling_rate", SAMPLING_RATE_HZ)
+    if rate_hz != SAMPLING_RATE_HZ:
+        raise CheckpointError(
+            f"{path}: sampling_rate is {rate_hz}; VibeVoice works at {SAMPLING_RATE_HZ}, and so does this program"
+        )
+
+
+def _check_schedule(folder: Path) -> None:
+    """A native checkpoint's noise schedule stands beside its configuration; training knows only the published one."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    found = read_json(path).get("noise_scheduler_config", {})
+    for key, expected in NOISE_SCHEDULE.items():
+        if found.get(key, expected) != expected:
+            raise CheckpointError(
+                f"{path}: noise_scheduler_config.{key} is {found[key]!r}; this program can only train with {expected!r}"
+            )

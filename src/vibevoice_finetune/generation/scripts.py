@@ -1,0 +1,118 @@
+"""What is to be said, from a command line or a file: scripts with their voices.
+
+Why: people have a sentence, a text file, or a JSON file with turns and reference recordings; generation wants one form.
+
+In: a text, a `.txt` or a `.json` file. Out: a `Script` for each piece of audio to be made. The forms of JSON:
+
+- ``[{"speaker": 1, "text": "Hello."}, {"speaker": 2, "text": "Hi."}]``: one script, turn by turn;
+- ``{"script": …, "voices": ["anna.wav", "ben.wav"]}``: one script with its own voices; the script is such a list of
+  turns, or a string with a ``Speaker N: text`` a line;
+- ``[{"script": …}, {"script": …}]``: several scripts.
+
+Paths of voices start at the file's folder. As everywhere, voices belong to the speakers in ascending order of their
+numbers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vibevoice_finetune.audio.source import AudioSource, parse_audio
+from vibevoice_finetune.data.prompt import Turn, check_voice_count, num_speakers, parse_script
+from vibevoice_finetune.errors import ArgumentError, DataError
+
+SUFFIXES = (".txt", ".json")
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """One piece of audio to be made.
+
+    Attributes:
+        turns: who says what, speakers numbered 0, 1, 2 …
+        voices: a recording of each speaker, in this order; empty for none.
+        where: what to name in an error, as in ``dialogue.json[2]``.
+    """
+
+    turns: tuple[Turn, ...]
+    voices: tuple[AudioSource, ...]
+    where: str
+
+    def __post_init__(self) -> None:
+        check_voice_count(len(self.voices), num_speakers(self.turns), self.where)
+
+
+def script_from_text(text: str, voices: Sequence[AudioSource] = (), where: str = "the text") -> Script:
+    """A script as it is typed; plain text without any speaker tag is Speaker 0.
+
+    Raises:
+        DataError: nothing is said, a line has no speaker, or voices and speakers differ in number.
+    """
+    return Script(parse_script(text, where, default_speaker=True), tuple(voices), where)
+
+
+def read_scripts(path: Path, voices: Sequence[AudioSource] = ()) -> list[Script]:
+    """The scripts of a file.
+
+    Args:
+        path: a `.txt`, whose whole text is one script, or a `.json`.
+        voices: for scripts that name none of their own.
+
+    Raises:
+        ArgumentError: another kind of file, or it cannot be read.
+        DataError: its content is no script.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ArgumentError(f"--script {path}: is no {' or '.join(SUFFIXES)} file; write the script as one of them.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ArgumentError(f"--script {path}: cannot be read ({said}); check the name and the file.") from error
+    if path.suffix.lower() == ".txt":
+        return [script_from_text(text, voices, path.name)]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name}: is no JSON ({error}); mend the file.") from error
+    if not (isinstance(value, list) and value and all(_is_script(item) for item in value)):
+        return [_script(value, path.parent, voices, path.name)]
+    return [_script(item, path.parent, voices, f"{path.name}[{index}]") for index, item in enumerate(value)]
+
+
+def _is_script(value: object) -> bool:
+    return isinstance(value, Mapping) and "script" in value
+
+
+def _script(value: Any, folder: Path, voices: Sequence[AudioSource], where: str) -> Script:
+    if _is_script(value):
+        unknown = value.keys() - {"script", "voices"}
+        if unknown:
+            raise DataError(f'{where}: has the unknown key "{min(unknown)}"; expected "script" and "voices".')
+        if "voices" in value:
+            voices = _voices(value["voices"], folder, where)
+        value = value["script"]
+    if isinstance(value, str):
+        return script_from_text(value, voices, where)
+    if not isinstance(value, list):
+        raise DataError(
+            f'{where}: holds a JSON {type(value).__name__}; expected a list of {{"speaker": 1, "text": "…"}}, or '
+            '{"script": …, "voices": […]}.'
+        )
+    lines = [_line(turn, f"{where}: turn {number}") for number, turn in enumerate(value, start=1)]
+    return Script(parse_script("\n".join(lines), where), tuple(voices), where)
+
+
+def _line(turn: object, where: str) -> str:
+    match turn:
+        case {"speaker": int(speaker), "text": str(text), **others} if not others and not isinstance(speaker, bool):
+            return f"Speaker {speaker}: {' '.join(text.split())}"
+    raise DataError(f'{where} is {json.dumps(turn)[:80]}; expected {{"speaker": 1, "text": "…"}} and nothing else.')
+
+
+def _voices(value: object, folder: Path, where: str) -> list[AudioSource]:
+    if not isinstance(value, list):
+        raise DataError(f'{where}: "voices" is a JSON {type(value).__name__}; expected a list of audio files.')
+    return [parse_audio(voice, folder, f"{where}: voice {number}") for number, voice in enumerate(value, start=1)]

@@ -1,0 +1,138 @@
+"""From sources to waveforms ready for the encoder, in threads that keep ahead of it.
+
+In come groups of segments that share a source; each source is decoded once, then cut, normalised and padded for every
+segment. Out come windows: lists of waveforms whose audio adds up to about the same length each, small enough to hold
+two in memory, large enough to be sorted into batches of equal lengths. Decoding (libsndfile) and resampling (soxr)
+release Python's lock: two threads are twice as fast as one, and faster than two processes, which have to hand the
+waveforms over (measured, `benchmarks/decode_ahead.py`).
+
+Shapes: N samples, a multiple of the encoder's hop.
+"""
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vibevoice_finetune.audio.source import (
+    SAMPLING_RATE_HZ,
+    AudioError,
+    AudioSource,
+    load_audio,
+    normalize_rms,
+    pad_to_frames,
+)
+from vibevoice_finetune.latents.store import Segment
+
+
+@dataclass(frozen=True, eq=False)
+class SourceWork:
+    """One source and everything that is to be encoded of it.
+
+    Attributes:
+        source: the audio.
+        digest: of the audio.
+        segments: the segments with their numbers in the request.
+    """
+
+    source: AudioSource
+    digest: str
+    segments: tuple[tuple[int, Segment], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A segment as the encoder takes it.
+
+    Attributes:
+        number: of the segment in the request.
+        waveform_N: float32 at 24 kHz, zero-padded to whole frames.
+        semantic: whether semantic features are needed.
+    """
+
+    number: int
+    waveform_N: NDArray[np.float32]
+    semantic: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What became of one source: its clips, or the error that concerns them all."""
+
+    work: SourceWork
+    clips: tuple[Clip, ...]
+    error: AudioError | None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all clips together."""
+        return sum(len(clip.waveform_N) for clip in self.clips)
+
+
+def prepare(work: SourceWork, hop_length: int) -> Prepared:
+    """Load a source and make the waveforms of its segments: cut, then normalise, then pad to whole frames."""
+    try:
+        samples = load_audio(work.source)
+        if len(samples) < hop_length:
+            raise _too_short(work.source, len(samples), hop_length)
+    except AudioError as error:
+        return Prepared(work, (), error)
+    clips = []
+    for number, segment in work.segments:
+        piece = samples
+        if segment.cut is not None:
+            start, end = segment.cut.drawn(work.digest).span(len(samples), hop_length)
+            piece = samples[start:end]
+        if segment.normalize:
+            piece = normalize_rms(piece)
+        clips.append(Clip(number, pad_to_frames(piece, hop_length), segment.semantic))
+    return Prepared(work, tuple(clips), None)
+
+
+def _too_short(source: AudioSource, num_samples: int, hop_length: int) -> AudioError:
+    return AudioError(
+        f"{source.label} is {num_samples / SAMPLING_RATE_HZ:.2f} s ({num_samples:,} samples at 24 kHz); at least one "
+        f"frame ({hop_length / SAMPLING_RATE_HZ:.3f} s) is needed; remove the row or merge it with its neighbour.",
+        "too short",
+    )
+
+
+def prepare_ahead(
+    works: Iterator[SourceWork], hop_length: int, *, first_samples: int, window_samples: int, num_threads: int
+) -> Generator[list[Prepared], None, None]:
+    """Prepare in threads and yield windows of at least `window_samples` samples (the last one: the rest).
+
+    The first window has `first_samples`, so that the encoder starts early, and each has twice as many as the one before
+    until they are full. While a window is worked on, about one more is prepared. How many sources make a window is
+    judged by the mean of those seen so far, so memory stays at about two windows plus the longest source a thread,
+    whatever the lengths.
+    """
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+    pending: set[Future[Prepared]] = set()
+    window: list[Prepared] = []
+    window_total, all_total, num_prepared = 0, 0, 0
+    enough = min(first_samples, window_samples)
+    try:
+        while True:
+            ahead = num_threads
+            if all_total:
+                ahead = max(ahead, window_samples * num_prepared // all_total)
+            while len(pending) < ahead and (work := next(works, None)) is not None:
+                pending.add(pool.submit(prepare, work, hop_length))
+            if window_total >= enough or (window and not pending):
+                yield window
+                window, window_total = [], 0
+                enough = min(2 * enough, window_samples)
+            if not pending:
+                return
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                prepared = future.result()
+                window.append(prepared)
+                window_total += prepared.num_samples
+                all_total += prepared.num_samples
+                num_prepared += 1
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,384 @@
+"""What fits: the peak memory of a training, what it is made of, and which flags to change where it is too much.
+
+Why: a run that cannot fit should say so before it downloads 18 GB, and one that broke off should say what would help.
+In come a parsed command line and rows (or what is assumed of them), out goes an `Estimate`: a line for the start-up
+report, advice, and what fits on common GPUs. The counting itself is in `memory/count.py`.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import VibeVoiceConfig
+from transformers.training_args import OptimizerNames
+
+from vibevoice_finetune.arguments import SPLIT_OPTIMIZERS, Arguments
+from vibevoice_finetune.data.sampler import RowBatches, TokenBatches
+from vibevoice_finetune.data.voice_prompts import PlannedRow
+from vibevoice_finetune.memory import count
+from vibevoice_finetune.memory.count import FLOAT32, MicroBatch, ModelSize, Recipe
+
+CARDS_GIB = (8, 12, 16, 24, 48, 80)
+"""Memory of common GPUs."""
+
+RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.5e9}
+"""In use before the first tensor: the CUDA context with its kernels; Python with its libraries."""
+
+USABLE = 0.95
+"""Share of a card that can be filled before its allocator finds no piece that is large enough."""
+
+MAX_BATCHES_LOOKED_AT = 200_000
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the account."""
+
+    name: str
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The peak memory of a training and what it is made of.
+
+    Attributes:
+        size: of the model.
+        recipe: how it is trained.
+        batch: the micro-batch that needs the most.
+        parts: what is in memory at the peak of the training.
+        encoding: bytes while audio is encoded, before the model is loaded; zero if none is.
+        available: bytes that the device has; None if it is not known.
+    """
+
+    size: ModelSize
+    recipe: Recipe
+    batch: MicroBatch
+    parts: tuple[Part, ...]
+    encoding: float = 0.0
+    available: float | None = None
+
+    @property
+    def training(self) -> float:
+        """Bytes at the peak of the training."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the peak of the whole run."""
+        return max(self.training, self.encoding)
+
+    def fits(self, available: float) -> bool:
+        """Whether a device with so many bytes suffices."""
+        return self.peak <= USABLE * available
+
+    def line(self) -> str:
+        """For the start-up report: ``about 11.9 GB of 25.8 GB: frozen weights 3.2, … (8 rows, 1,840 tokens)``."""
+        parts = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in self.parts if part.bytes >= 5e7)
+        of = f" of {gigabytes(self.available)}" if self.available else ""
+        tight = "; may not fit" if self.available and not self.fits(self.available) else ""
+        size = f"{self.batch.rows:,} rows, {self.batch.tokens:,} tokens"
+        return f"about {gigabytes(self.peak)}{of}: {parts} ({size}){tight}"
+
+    def advice(self) -> list[str]:
+        """Flags that lower the peak by a hundredth or more, the one with the largest effect first."""
+        changed = [then for change in CHANGES if (then := change(self)) is not None and then.helps]
+        changed.sort(key=lambda then: then.estimate.peak)
+        before = gigabytes(self.peak)
+        return [f"{then.flags}: about {gigabytes(then.estimate.peak)} instead of {before}" for then in changed]
+
+    def to_fit(self, available: float) -> list[str] | None:
+        """The flags that make it fit, least harmful first; empty if it fits as it is, None if nothing suffices."""
+        chosen: list[Change] = []
+        now = self
+        while not now.fits(available):
+            helping = (change for change in CHANGES if (then := change(now)) is not None and then.helps)
+            change = next(helping, None)
+            if change is None:
+                return None
+            chosen.append(change)
+            now = _after(self, chosen)
+        for change in dict.fromkeys(chosen):  # an early one may not be needed beside a later one
+            without = [other for other in chosen if other is not change]
+            if _after(self, without).fits(available):
+                chosen = without
+        return _flags(self, chosen)
+
+
+def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: bool) -> Estimate:
+    """Account for the moment at which a training step needs the most.
+
+    Three moments are compared: the text loss, when all activations are kept; the backward pass of the language model,
+    when the diffusion head's gradients are there and its activations are gone; the optimizer's step.
+    """
+    trained = count.trained_numbers(size, recipe)
+    exchanged = recipe.processes > 1 and not recipe.splits
+    gradients = 1.0 * FLOAT32 * trained * (2 if exchanged else 1)  # and the buckets that are exchanged
+    if recipe.accumulation == 1:  # else they are whole until the last micro-batch
+        gradients *= recipe.share
+    # Under autocast every trained matrix has a bf16 copy from its first use to the end of the backward pass.
+    copies = count.BF16 * trained if recipe.bf16 else 0
+    language_model = count.language_model_bytes(size, recipe, batch)
+    head = count.head_bytes(size, recipe, batch)
+    unfused = recipe.device == "cuda" and recipe.optimizer == OptimizerNames.ADAMW_TORCH
+    moments = (
+        (
+            gradients if recipe.accumulation > 1 else 0,
+            language_model + head + copies,
+            count.logits_bytes(size, batch),
+        ),
+        (gradients, language_model + copies, count.backward_bytes(size, recipe, batch)),
+        (gradients, 0.0, recipe.share * FLOAT32 * trained if unfused else 0.0),
+    )
+    gradients_then, activations, workspace = max(moments, key=sum)
+    runtime = RUNTIME_BYTES.get(recipe.device, RUNTIME_BYTES["cuda"])
+    held = recipe.share * trained
+    parts = (
+        Part("frozen weights", recipe.share * count.weight_bytes(size, recipe)),
+        Part("gathered weights", count.gathered_bytes(size, recipe)),
+        Part("trained weights", FLOAT32 * held),
+        Part("optimizer", count.optimizer_bytes(recipe) * held),
+        Part("moving average", FLOAT32 * held if recipe.ema else 0),
+        Part("gradients", gradients_then),
+        Part("activations", activations),
+        Part("work space", workspace),
+        Part("runtime", runtime),
+    )
+    encoding = count.encoding_bytes(size) + runtime if encodes else 0.0
+    return Estimate(size, recipe, batch, parts, encoding)
+
+
+def estimate_for(
+    arguments: Arguments, config: VibeVoiceConfig, rows: Sequence[PlannedRow], *, encodes: bool
+) -> Estimate:
+    """The estimate for a run whose rows are known and whose model is about to be loaded.
+
+    Args:
+        arguments: the parsed command line.
+        config: of the model.
+        rows: the rows of the run.
+        encodes: whether audio is encoded before.
+    """
+    device, processes = arguments.loop.device, arguments.loop.world_size
+    found = largest(
+        count.measure(config),
+        recipe_of(arguments, device.type, processes),
+        micro_batches(arguments, rows, processes),
+        encodes=encodes,
+    )
+    return replace(found, available=device_bytes(device))
+
+
+def largest(size: ModelSize, recipe: Recipe, batches: Iterator[MicroBatch], *, encodes: bool) -> Estimate:
+    """The estimate for the micro-batch that needs the most; that is the one with most tokens, or with most frames."""
+    longest = most_frames = next(batches)
+    for batch in batches:
+        longest = max(longest, batch, key=lambda one: one.tokens)
+        most_frames = max(most_frames, batch, key=lambda one: one.frames)
+    found = [estimate(size, recipe, batch, encodes=encodes) for batch in (longest, most_frames)]
+    return max(found, key=lambda one: one.peak)
+
+
+def recipe_of(arguments: Arguments, device: str, processes: int = 1) -> Recipe:
+    """What of a command line memory depends on.
+
+    Args:
+        arguments: the parsed command line.
+        device: "cuda" or "cpu".
+        processes: processes that train together.
+    """
+    model, loop = arguments.model, arguments.loop
+    return Recipe(
+        device=device,
+        bf16=loop.bf16,
+        quantised_bits=model.quantised_bits,
+        lora_r=model.lora_r,
+        lora_dropout=model.lora_dropout,
+        lora_targets=model.target_modules,
+        head="full" if model.train_diffusion_head else "lora" if model.lora_wrap_diffusion_head else "frozen",
+        train_connectors=model.train_connectors,
+        checkpointing=bool(loop.activation_checkpointing),
+        attention=model.attention(device),
+        optimizer=OptimizerNames(loop.optim).value,
+        ema=loop.ema_decay > 0,
+        draws=loop.ddpm_batch_mul,
+        accumulation=loop.gradient_accumulation_steps,
+        processes=processes,
+        max_tokens=arguments.data.max_tokens_per_batch,
+        splits=loop.splits_weights,
+    )
+
+
+def micro_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1) -> Iterator[MicroBatch]:
+    """The micro-batches that the trainer will make, of all processes and epochs (or as many as are looked at)."""
+    return islice(_all_batches(arguments, rows, processes), MAX_BATCHES_LOOKED_AT)
+
+
+def optimizer_steps(arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of an epoch."""
+    loop = arguments.loop
+    micro_steps = len(_sampler(arguments, rows, 0, processes))
+    an_epoch = math.ceil(micro_steps / loop.gradient_accumulation_steps)
+    return (loop.max_steps if loop.max_steps > 0 else math.ceil(loop.num_train_epochs * an_epoch)), an_epoch
+
+
+def device_bytes(device: torch.device) -> float:
+    """Memory of a device; of a processor, the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def gigabytes(size: float) -> str:
+    """A size as a person reads it.
+
+    >>> gigabytes(11_870_000_000)
+    '11.9 GB'
+    """
+    return f"{size / 1e9:.1f} GB"
+
+
+def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: int) -> Iterator[MicroBatch]:
+    total, an_epoch = optimizer_steps(arguments, rows, processes)
+    samplers = [_sampler(arguments, rows, rank, processes) for rank in range(processes)]
+    for epoch in range(math.ceil(total / an_epoch)):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+            for draws in sampler:
+                chosen = [rows[draw.row] for draw in draws]
+                tokens, frames = sum(row.num_tokens for row in chosen), sum(row.target_frames for row in chosen)
+                yield MicroBatch(len(chosen), tokens, frames, labels=tokens - frames)
+
+
+def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int, processes: int) -> RowBatches | TokenBatches:
+    """The trainer's own order of one process."""
+    loop, max_tokens = arguments.loop, arguments.data.max_tokens_per_batch
+    if max_tokens is not None:
+        lengths = [row.num_tokens for row in rows]
+        return TokenBatches(lengths, max_tokens, seed=loop.draw_seed, rank=rank, world_size=processes)
+    return RowBatches(len(rows), loop.per_device_train_batch_size, seed=loop.draw_seed, rank=rank, world_size=processes)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a change of flags comes to.
+
+    Attributes:
+        flags: the words of the command line.
+        estimate: with them.
+        helps: whether the peak is lower by a hundredth or more.
+    """
+
+    flags: str
+    estimate: Estimate
+    helps: bool
+
+
+Change = Callable[[Estimate], Changed | None]
+"""Takes an estimate; None where the change was already made or does not apply."""
+
+
+def _bf16(now: Estimate) -> Changed | None:
+    return None if now.recipe.bf16 else _again(now, "--bf16 True", bf16=True)
+
+
+def _half_batch(now: Estimate) -> Changed | None:
+    return _halved(now) if now.batch.rows > 2 else None
+
+
+def _checkpointing(now: Estimate) -> Changed | None:
+    return None if now.recipe.checkpointing else _again(now, "--gradient_checkpointing True", checkpointing=True)
+
+
+def _single_row(now: Estimate) -> Changed | None:
+    return _halved(now) if now.batch.rows == 2 else None
+
+
+def _four_bit(now: Estimate) -> Changed | None:
+    return (
+        None if now.recipe.quantised_bits or now.recipe.splits else _again(now, "--load_in_4bit True", quantised_bits=4)
+    )
+
+
+def _small_optimizer(now: Estimate) -> Changed | None:
+    if now.recipe.device != "cuda" or now.recipe.splits or count.optimizer_bytes(now.recipe) < FLOAT32:
+        return None
+    return _again(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
+
+
+def _split(now: Estimate) -> Changed | None:
+    recipe = now.recipe
+    if recipe.processes == 1 or recipe.splits or recipe.quantised_bits or recipe.optimizer not in SPLIT_OPTIMIZERS:
+        return None
+    return _again(now, "--fsdp full_shard", splits=True)
+
+
+def _no_average(now: Estimate) -> Changed | None:
+    return _again(now, "--ema_decay 0", ema=False) if now.recipe.ema else None
+
+
+def _one_draw(now: Estimate) -> Changed | None:
+    return _again(now, "--ddpm_batch_mul 1", draws=1) if now.recipe.draws > 1 else None
+
+
+def _lora_head(now: Estimate) -> Changed | None:
+    if now.recipe.head != "full":
+        return None
+    return _again(now, "--train_diffusion_head False --lora_wrap_diffusion_head True", head="lora")
+
+
+CHANGES: tuple[Change, ...] = (
+    _bf16,
+    _half_batch,
+    _checkpointing,
+    _split,
+    _single_row,
+    _four_bit,
+    _small_optimizer,
+    _no_average,
+    _one_draw,
+    _lora_head,
+)
+"""What costs least in result and time, first. A smaller batch with more accumulation is the same step."""
+
+
+def _again(now: Estimate, flags: str, batch: MicroBatch | None = None, **changed: Any) -> Changed:
+    then = estimate(now.size, replace(now.recipe, **changed), batch or now.batch, encodes=now.encoding > 0)
+    return Changed(flags, replace(then, available=now.available), helps=then.peak < 0.99 * now.peak)
+
+
+def _halved(now: Estimate) -> Changed:
+    """Half of the micro-batch and twice as many of them."""
+    recipe, batch = now.recipe, now.batch
+    rows = math.ceil(batch.rows / 2)
+    share = rows / batch.rows
+    smaller = MicroBatch(rows, *(math.ceil(share * number) for number in (batch.tokens, batch.frames, batch.labels)))
+    max_tokens = recipe.max_tokens and math.ceil(recipe.max_tokens / 2)
+    accumulation = 2 * recipe.accumulation
+    flags = f"--max_tokens_per_batch {max_tokens}" if max_tokens else f"--per_device_train_batch_size {rows}"
+    flags += f" --gradient_accumulation_steps {accumulation}"
+    return _again(now, flags, smaller, accumulation=accumulation, max_tokens=max_tokens)
+
+
+def _after(start: Estimate, changes: Sequence[Change]) -> Estimate:
+    """The estimate after all changes; one that no longer applies is passed over."""
+    for change in changes:
+        changed = change(start)
+        start = start if changed is None else changed.estimate
+    return start
+
+
+def _flags(start: Estimate, changes: Sequence[Change]) -> list[str]:
+    """The flags of all changes; of a flag that is given more than once, the last."""
+    found: dict[str, str] = {}
+    for change in changes:
+        changed = change(start)
+        if changed is not None:
+            found[changed.flags.split()[0]] = changed.flags
+            start = changed.estimate
+    return list(found.values())

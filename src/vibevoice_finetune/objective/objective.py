@@ -1,0 +1,155 @@
+"""The training forward: a batch of ids, latents and draws in, sums of the losses out.
+
+It feeds the language model exactly what the generation loop feeds it (voice-prompt frames: acoustic embedding; target
+frames: acoustic + semantic; the condition of a frame: the hidden state one position before its token), which the tests
+in `tests/invariants` prove against `generate()`. It holds no tokenizer and makes no random draw: both are done before.
+
+Shapes: T flattened tokens, F target frames, V voice-prompt frames, C acoustic dim, S semantic dim, D hidden size,
+K = ddpm_batch_mul.
+"""
+
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from vibevoice_finetune.base_model import parts
+from vibevoice_finetune.data.collate import Batch
+from vibevoice_finetune.data.prompt import CONTROL_FRAME, SpecialTokens
+from vibevoice_finetune.objective.attention import row_arguments
+from vibevoice_finetune.objective.losses import (
+    control_cross_entropy_sum,
+    control_logits,
+    squared_error_sum,
+    text_cross_entropy_sum,
+)
+from vibevoice_finetune.objective.noise import add_noise, cosine_tables, sample_latent, velocity
+
+
+class LossSums(TypedDict):
+    """0-d float32 sums over a batch; the counts to divide by are `Batch["counts"]`."""
+
+    diffusion: Tensor
+    text: Tensor
+    control: Tensor
+    go_right: Tensor  # decisions "another frame" that greedy decoding would make right
+    go_total: Tensor
+    stop_right: Tensor  # decisions "end of speech" and "end of text" that it would make right
+    stop_total: Tensor
+
+
+class Objective(nn.Module):
+    """The VibeVoice model with the losses on top; what the trainer trains.
+
+    Args:
+        model: a `VibeVoiceForConditionalGeneration`, its tokenizers need not be there.
+        special: ids of the control tokens.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, model: nn.Module, special: SpecialTokens) -> None:
+        super().__init__()
+        self.model = model
+        facts = parts.facts(parts.config(model))
+        self.vae_std = facts.vae_std
+        alpha, sigma = cosine_tables(facts.num_train_timesteps)
+        device = parts.embed_tokens(model).weight.device
+        self.register_buffer("alpha", alpha.to(device), persistent=False)
+        self.register_buffer("sigma", sigma.to(device), persistent=False)
+        self.register_buffer("control_ids", torch.tensor(special.ids, device=device), persistent=False)
+
+    def forward(self, batch: Batch) -> LossSums:
+        """Sums of the three losses over a batch.
+
+        The parts with no term in a batch are zero but still reach every trained tensor, so that processes with
+        different rows always exchange the same gradients.
+        """
+        clean_FC = self.sample(batch["target_mean"], batch["target_jitter"])
+        hidden_TD = self.hidden_states(self.embeddings(batch, clean_FC), batch)
+        output_matrix_VD = parts.lm_head(self.model).weight
+        logits_M4 = control_logits(
+            hidden_TD.index_select(0, batch["control_index"]), output_matrix_VD, self.get_buffer("control_ids")
+        )
+        go = batch["control_label"] == CONTROL_FRAME
+        right = logits_M4.detach().argmax(-1) == batch["control_label"]
+        return LossSums(
+            diffusion=self.diffusion_sum(hidden_TD.index_select(0, batch["condition_index"]), clean_FC, batch),
+            text=text_cross_entropy_sum(
+                hidden_TD.index_select(0, batch["text_index"]), output_matrix_VD, batch["text_label"]
+            ),
+            control=control_cross_entropy_sum(logits_M4, batch["control_label"]),
+            go_right=(go & right).sum().float(),
+            go_total=go.sum().float(),
+            stop_right=(~go & right).sum().float(),
+            stop_total=(~go).sum().float(),
+        )
+
+    def sample(self, mean_FC: Tensor, jitter_FC: Tensor) -> Tensor:
+        """A draw of acoustic latents in the model's units, (F, C) float32."""
+        bias, scale = parts.latent_bias(self.model), parts.latent_scale(self.model)
+        return sample_latent(mean_FC, jitter_FC, self.vae_std, bias.float(), scale.float())
+
+    def embeddings(self, batch: Batch, clean_FC: Tensor) -> Tensor:
+        """Input embeddings of the language model, (B, T, D): text, voice-prompt frames, target frames."""
+        acoustic = parts.acoustic_connector(self.model)
+        semantic = parts.semantic_connector(self.model)
+        text_BTD: Tensor = parts.embed_tokens(self.model)(batch["input_ids"])
+        voice_VC = self.sample(batch["voice_mean"], batch["voice_jitter"])
+        voice_VD = acoustic(parts.as_input(acoustic, voice_VC))
+        target_FD = acoustic(parts.as_input(acoustic, clean_FC)) + semantic(
+            parts.as_input(semantic, batch["target_semantic"])
+        )
+        flat_TD = text_BTD.flatten(0, 1)
+        flat_TD = flat_TD.index_copy(0, batch["voice_index"], voice_VD.to(flat_TD.dtype))
+        flat_TD = flat_TD.index_copy(0, batch["target_index"], target_FD.to(flat_TD.dtype))
+        return flat_TD.view_as(text_BTD)
+
+    def hidden_states(self, embeddings_BTD: Tensor, batch: Batch) -> Tensor:
+        """Last hidden states, flattened to (B · T, D).
+
+        Attention keeps packed rows apart by their lengths (varlen, flash attention) or by restarting positions (sdpa,
+        eager). For the latter there must be no mask and `use_cache=False`; with a cache the rows would silently attend
+        to each other.
+        """
+        padding_BT = batch.get("attention_mask")
+        rows = {} if padding_BT is not None else row_arguments(batch["row_lengths"], batch["row_borders"])
+        output = parts.language_model(self.model)(
+            inputs_embeds=embeddings_BTD,
+            attention_mask=padding_BT,
+            position_ids=batch["position_ids"],
+            use_cache=False,
+            **rows,
+        )
+        hidden_BTD: Tensor = output.last_hidden_state
+        return hidden_BTD.flatten(0, 1)
+
+    def diffusion_sum(self, condition_FD: Tensor, clean_FC: Tensor, batch: Batch) -> Tensor:
+        """Sum of squared velocity errors over frames, draws and channels."""
+        timestep_FK = batch["timestep"]
+        alpha_FK1 = self.get_buffer("alpha")[timestep_FK].unsqueeze(-1)
+        sigma_FK1 = self.get_buffer("sigma")[timestep_FK].unsqueeze(-1)
+        clean_F1C = clean_FC.unsqueeze(1)
+        noisy_FKC = add_noise(clean_F1C, batch["noise"], alpha_FK1, sigma_FK1)
+        target_FKC = velocity(clean_F1C, batch["noise"], alpha_FK1, sigma_FK1)
+        predicted_FKC = parts.predict_velocity(parts.diffusion_head(self.model), noisy_FKC, timestep_FK, condition_FD)
+        return squared_error_sum(predicted_FKC, target_FKC)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the language model recomputes its layers in the backward pass."""
+        return bool(parts.language_model(self.model).is_activation_checkpointing)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **choices: Any
+    ) -> None:
+        """Recompute the language model's layers in the backward pass.
+
+        Always without re-entrance: the re-entrant kind gives no gradient to LoRA when the embeddings need none.
+
+        Args:
+            activation_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            choices: what else transformers' method of this name takes.
+        """
+        kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
+        parts.language_model(self.model).activation_checkpointing_enable(kwargs, **choices)

@@ -1,0 +1,290 @@
+"""Everything before the model is loaded: rows are read, audio becomes latents, examples are planned.
+
+In comes a parsed command line, out goes `Prepared`: the checkpoint's facts, the text tokenizer and the data sets. The
+speech tokenizers are in memory only while audio is encoded, and only if some is missing in the store.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.base_model.load import (
+    Checkpoint,
+    SpeechEncoders,
+    encoder_fingerprint,
+    latent_fingerprint,
+    load_encoders,
+    open_checkpoint,
+    with_special_tokens,
+)
+from vibevoice_finetune.base_model.parts import ModelFacts, facts
+from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
+from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
+from vibevoice_finetune.data.jsonl import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
+from vibevoice_finetune.data.prompt import Encode, SpecialTokens
+from vibevoice_finetune.data.voice_prompts import PlannedRow, RowRequest, make_requests, plan_rows
+from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.latents.arithmetic import Arithmetic, fastest
+from vibevoice_finetune.latents.fill import FillReport, Ranks, fill
+from vibevoice_finetune.latents.shards import SUFFIX
+from vibevoice_finetune.latents.store import LatentStore, Segment
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What the start-up report says of a data set."""
+
+    rows: int
+    audio_hours: float
+    speakers: int
+    prompt_sources: Counter[str]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What training needs besides the model's weights."""
+
+    checkpoint: Checkpoint
+    facts: ModelFacts
+    special: SpecialTokens
+    train_set: SpeechDataset | None
+    eval_set: SpeechDataset | None
+    bad_rows: str
+    filled: FillReport | None
+    summaries: dict[str, DataSummary] = field(default_factory=dict)
+
+
+def prepare(arguments: Arguments) -> Prepared:
+    """Read, check, encode and plan all rows.
+
+    Raises:
+        CheckpointError: the model or its text tokenizer cannot be used.
+        DataError: rows cannot be used, or too many of them.
+        UserError: the latent store cannot be written.
+    """
+    model, data = arguments.model, arguments.data
+    cache_dir = Path(model.cache_dir) if model.cache_dir else None
+    checkpoint = open_checkpoint(model.model_name_or_path, cache_dir)
+    tokenizer = load_tokenizer(checkpoint, model.processor_name_or_path, cache_dir)
+    special = special_tokens(tokenizer)
+    checkpoint = with_special_tokens(checkpoint, special)
+    model_facts = facts(checkpoint.config)
+    bad_rows = BadRows(data.on_bad_row)
+    splits = _read_rows(arguments, cache_dir, bad_rows)
+    total = sum(map(len, splits.values())) + bad_rows.counts.total()
+    requests = {name: _requests(arguments, rows, bad_rows) for name, rows in splits.items()}
+    fingerprint, arithmetic = choose_latents(arguments, encoder_fingerprint(checkpoint))
+    store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
+    encoder = EncoderOnDemand(checkpoint, model_facts, fingerprint, arithmetic, arguments.loop.device)
+    requests, report = _fill(store, requests, encoder, bad_rows, arguments)
+    encoder.free()
+    max_tokens = min(data.max_length or model_facts.max_positions, model_facts.max_positions)
+    encode: Encode = partial(tokenizer.encode, add_special_tokens=False)
+    planned = {name: plan_rows(found, store, encode, special, max_tokens, bad_rows) for name, found in requests.items()}
+    bad_rows.check(total)
+    for name, rows in planned.items():
+        if not rows:
+            raise DataError(
+                f"no usable row for {'training' if name == 'train' else 'evaluation'} ({bad_rows.summary()})."
+            )
+
+    def dataset(name: str) -> SpeechDataset | None:
+        if name not in planned:
+            return None
+        return SpeechDataset(planned[name], store, encode, special, _settings(arguments, model_facts, name == "eval"))
+
+    return Prepared(
+        checkpoint=checkpoint,
+        facts=model_facts,
+        special=special,
+        train_set=dataset("train"),
+        eval_set=dataset("eval"),
+        bad_rows=bad_rows.summary(),
+        filled=report,
+        summaries={name: _summary(rows, model_facts) for name, rows in planned.items()},
+    )
+
+
+def latents_dir(arguments: Arguments) -> Path:
+    """Where the latent store is: `--latents_dir`, or inside the output folder."""
+    return Path(arguments.data.latents_dir or Path(str(arguments.loop.output_dir)) / "latents")
+
+
+def choose_latents(arguments: Arguments, encoders: str) -> tuple[str, Arithmetic]:
+    """Which latents are read and added to, and in which arithmetic those are that are added.
+
+    What was encoded anywhere serves everywhere, since tf32 and float32 agree within the 1 % that is allowed: latents
+    in float32 if there are some, else latents in tf32 if there are some, else what this device computes fastest. Those
+    in float32 are only ever joined by such; a device without tf32 adds float32 to those in tf32.
+
+    Returns:
+        The fingerprint of the latents, and the arithmetic.
+    """
+    device, folder = arguments.loop.device, latents_dir(arguments)
+    found = [one for one in Arithmetic if any((folder / latent_fingerprint(encoders, one)).glob(f"*{SUFFIX}"))]
+    if arguments.loop.world_size > 1:  # a network folder may look another way from another machine
+        found = cast(list[Arithmetic], _gather(found)[0])
+    arithmetic = found[0] if found else fastest(device)
+    if arguments.loop.process_index == 0 and arithmetic is not fastest(device):
+        logger.warning(
+            "%s holds latents in %s, which are used; by itself this device would encode in %s",
+            folder,
+            arithmetic,
+            fastest(device),
+        )
+    return latent_fingerprint(encoders, arithmetic), arithmetic
+
+
+class EncoderOnDemand:
+    """The speech encoders, loaded when the first audio is missing in the store; a `SpeechEncoder`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model_facts: ModelFacts,
+        fingerprint: str,
+        arithmetic: Arithmetic,
+        device: torch.device,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.hop_length = model_facts.hop_length
+        self.acoustic_dim = model_facts.acoustic_dim
+        self.semantic_dim = model_facts.semantic_dim
+        self.fingerprint = fingerprint
+        self.arithmetic = arithmetic
+        self.device = device
+        self._encoders: SpeechEncoders | None = None
+
+    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
+        """The acoustic mean (B, F, C) and, if asked for, the semantic features (B, F, S)."""
+        if self._encoders is None:
+            self._encoders = load_encoders(self.checkpoint, torch.float32, self.device, self.arithmetic)
+        return self._encoders.encode(waveform_BN, semantic)
+
+    def free(self) -> None:
+        """Give the encoders' memory back."""
+        self._encoders = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _read_rows(arguments: Arguments, cache_dir: Path | None, bad_rows: BadRows) -> dict[str, Sequence[Row]]:
+    """Rows by "train" and "eval"; evaluation has its own file or split, or a share of the training rows."""
+    data, loop = arguments.data, arguments.loop
+    columns = Columns(
+        text=data.text_column_name,
+        audio=data.audio_column_name,
+        voice_prompts=data.voice_prompts_column_name,
+        speaker=data.speaker_column_name,
+    )
+
+    def of_dataset(split: str) -> Sequence[Row]:
+        assert data.dataset_name is not None
+        return read_dataset(
+            data.dataset_name,
+            data.dataset_config_name,
+            split,
+            columns,
+            cache_dir,
+            bad_rows,
+            ignore_verifications=data.ignore_verifications,
+        )
+
+    train = (
+        read_jsonl(Path(data.train_jsonl), columns, bad_rows) if data.train_jsonl else of_dataset(data.train_split_name)
+    )
+    splits: dict[str, Sequence[Row]] = {}
+    if loop.evaluates:
+        if data.validation_jsonl:
+            splits["eval"] = read_jsonl(Path(data.validation_jsonl), columns, bad_rows)
+        elif data.eval_split_size:
+            train, splits["eval"] = split_off(train, data.eval_split_size, loop.draw_seed)
+        elif data.dataset_name:
+            splits["eval"] = of_dataset(data.eval_split_name)
+        else:
+            raise DataError(
+                "evaluation is asked for but there is nothing to evaluate on; "
+                "give --validation_jsonl or --eval_split_size, or leave --do_eval and --eval_strategy out."
+            )
+    return {"train": train, **splits} if loop.do_train else splits
+
+
+def _requests(arguments: Arguments, rows: Sequence[Row], bad_rows: BadRows) -> list[RowRequest]:
+    return make_requests(
+        rows,
+        seed=arguments.loop.draw_seed,
+        cuts_per_clip=arguments.data.prompt_cuts_per_clip,
+        normalize_targets=arguments.data.normalize_targets,
+        bad_rows=bad_rows,
+    )
+
+
+def _fill(
+    store: LatentStore,
+    requests: dict[str, list[RowRequest]],
+    encoder: EncoderOnDemand,
+    bad_rows: BadRows,
+    arguments: Arguments,
+) -> tuple[dict[str, list[RowRequest]], FillReport]:
+    """Fill the store; rows whose audio cannot be encoded are left out (if `bad_rows` lets that pass)."""
+    owned: list[tuple[RowRequest, Segment]] = [
+        (request, segment) for found in requests.values() for request in found for segment in request.segments
+    ]
+    loop = arguments.loop
+    ranks = Ranks(loop.process_index, loop.world_size, _gather) if loop.world_size > 1 else None
+    report = fill(store, [segment for _, segment in owned], encoder, _raise_unless_skipping(bad_rows), ranks=ranks)
+    failures = {id(owned[number][0]): failure for number, failure in report.failed.items()}
+    for failure in failures.values():
+        bad_rows.report(failure, failure.reason)
+    usable = {name: [request for request in found if id(request) not in failures] for name, found in requests.items()}
+    return usable, report
+
+
+def _raise_unless_skipping(bad_rows: BadRows) -> Callable[[DataError, str], None]:
+    """What ends the filling at the first bad source; skipped ones are counted afterwards, once a row."""
+
+    def on_failure(error: DataError, reason: str) -> None:
+        if bad_rows.policy == "error":
+            bad_rows.report(error, reason)
+
+    return on_failure
+
+
+def _gather(value: object) -> list[object]:
+    everybody: list[object] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, value)
+    return everybody
+
+
+def _settings(arguments: Arguments, model_facts: ModelFacts, evaluation: bool) -> DrawSettings:
+    return DrawSettings(
+        seed=arguments.loop.draw_seed,
+        ddpm_batch_mul=arguments.loop.ddpm_batch_mul,
+        num_timesteps=model_facts.num_train_timesteps,
+        voice_prompt_drop_rate=arguments.data.voice_prompt_drop_rate,
+        unconditional_rate=arguments.loop.unconditional_rate,
+        evaluation=evaluation,
+    )
+
+
+def _summary(planned: Sequence[PlannedRow], model_facts: ModelFacts) -> DataSummary:
+    frames = sum(row.target_frames for row in planned)
+    return DataSummary(
+        rows=len(planned),
+        audio_hours=frames * model_facts.hop_length / model_facts.sampling_rate_hz / 3600,
+        speakers=len({row.speaker for row in planned if row.speaker is not None}),
+        prompt_sources=Counter(row.source.value for row in planned),
+        tokens=sum(row.num_tokens for row in planned),
+    )
