@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "vibevoice_finetune"
 ROOMS = (
     "__init__",
     "errors",
-    "deepspeed_config",
+    "files",
     "arguments",
     "audio",
     "latents",
