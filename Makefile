@@ -46,9 +46,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# DeepSpeed is needed by nothing else; on a processor it compiles its exchange when it first runs.
 long: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed]"
 	$(BIN)/python -m pytest -m slow
 
 clean:

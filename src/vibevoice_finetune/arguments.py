@@ -14,7 +14,6 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from vibevoice_finetune import deepspeed_config
 from vibevoice_finetune.errors import ArgumentError
 
 FSDP_FLAGS = ("false", "true", "full_shard", "full_shard auto_wrap")
@@ -240,10 +239,7 @@ class FinetuneArguments(TrainingArguments):
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
         self._splits_weights = self._takes_fsdp()
-        self._splits_optimizer = self._takes_deepspeed()
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self._splits_optimizer:
-            self.mixed_precision = "no"  # accelerate would let DeepSpeed cast what is trained; see training/zero2.py
 
     def _check_own(self) -> None:
         if self.output_dir is None:
@@ -264,6 +260,8 @@ class FinetuneArguments(TrainingArguments):
             _check(f"--{name}", weight, weight >= 0, "at least 0")
 
     def _check_launcher(self) -> None:
+        if self.deepspeed or _asks_for("DEEPSPEED"):
+            raise ArgumentError("DeepSpeed is not supported; to split a model over several GPUs, use --fsdp.")
         if self.fsdp_config:
             raise ArgumentError("--fsdp_config: there is nothing to set; --fsdp splits layer by layer.")
         asked = str(self.fsdp or FSDP_FLAGS[0]).lower()
@@ -292,36 +290,12 @@ class FinetuneArguments(TrainingArguments):
             os.environ["ACCELERATE_USE_FSDP"] = "false"
         return wanted
 
-    def _takes_deepspeed(self) -> bool:
-        """Whether the optimizer is to be split; transformers is then handed a configuration made from the one given."""
-        found = deepspeed_config.asked(self.deepspeed, _asks_for("DEEPSPEED"))
-        self.deepspeed = None
-        if found is None or not self.do_train:
-            return False
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        for flag, is_given in {
-            "--fsdp, which splits more,": self._splits_weights,
-            "--torch_compile": self.torch_compile or self.torch_compile_backend is not None,
-            "--save_only_model with --load_best_model_at_end": self.save_only_model and self.load_best_model_at_end,
-            f"accelerate's mixed_precision {precision} without --bf16 True": precision != "no" and not self.bf16,
-        }.items():
-            if is_given:
-                raise ArgumentError(f"{flag} does not go together with DeepSpeed; leave one of the two out.")
-        self._check_optimizer("DeepSpeed")
-        self.deepspeed = deepspeed_config.settled(found, deepspeed_config.said_by(self))
-        deepspeed_config.make_ready(on_cpu=bool(self.use_cpu))
-        return True
-
     def check_processes(self, processes: int) -> None:
         """Refuse what needs several processes if there is one.
 
         Raises:
-            ArgumentError: weights or the optimizer are to be split, over nobody.
+            ArgumentError: weights are to be split, but there is one process.
         """
-        if self.splits_optimizer and processes == 1:
-            raise ArgumentError(
-                "DeepSpeed splits the optimizer over processes, but there is one; start several with torchrun."
-            )
         if self.splits_weights and processes == 1:
             raise ArgumentError("--fsdp splits weights over processes, but there is one; start several with torchrun.")
 
@@ -334,11 +308,6 @@ class FinetuneArguments(TrainingArguments):
     def splits_weights(self) -> bool:
         """Whether weights, gradients and the optimizer's state are split over processes (FSDP2)."""
         return self._splits_weights
-
-    @property
-    def splits_optimizer(self) -> bool:
-        """Whether gradients and the optimizer's state are split over processes, weights not (DeepSpeed's ZeRO-2)."""
-        return self._splits_optimizer
 
     @property
     def place_model_on_device(self) -> bool | None:

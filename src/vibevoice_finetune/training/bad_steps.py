@@ -58,15 +58,12 @@ class Guard:
     variance: float = 0.0
     num_good: int = 0
 
-    def skip(
-        self, step: int, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor] | None = None
-    ) -> str:
+    def skip(self, step: int, parameters: Mapping[str, nn.Parameter]) -> str:
         """Take note of a step whose gradient is not finite, and drop the gradients so that nothing moves.
 
         Args:
             step: optimizer steps before it.
             parameters: the trained ones by name.
-            gradients: this process's, if the parameters do not hold them.
 
         Returns:
             One line naming the parts and the rows.
@@ -74,9 +71,8 @@ class Guard:
         Raises:
             UserError: too many such steps in a row.
         """
-        if gradients is None:
-            held = {name: parameter.grad for name, parameter in parameters.items()}
-            gradients = {name: own_part(gradient) for name, gradient in held.items() if gradient is not None}
+        held = {name: parameter.grad for name, parameter in parameters.items()}
+        gradients = {name: own_part(gradient) for name, gradient in held.items() if gradient is not None}
         line = f"step {step + 1} is skipped: {self._blame(gradients)}"
         for parameter in parameters.values():
             parameter.grad = None

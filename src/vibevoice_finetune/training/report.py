@@ -107,8 +107,6 @@ def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> I
     yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({schedule}); {', '.join(extras)}"
     if loop.splits_weights:
         yield f"FSDP2 weights, gradients and optimizer are split over {loop.world_size} processes, layer by layer"
-    if loop.splits_optimizer:
-        yield f"DeepSpeed ZeRO-2: gradients and optimizer are split over {loop.world_size} processes, weights are not"
     loggers = ", ".join(loop.report_to) if loop.report_to else "none"
     strategy = IntervalStrategy(loop.eval_strategy)
     evaluation = f"every {loop.eval_steps:g} steps" if strategy is IntervalStrategy.STEPS else strategy.value

@@ -25,7 +25,6 @@ from vibevoice_finetune.objective.sharding import gathered, gathered_optimizer, 
 from vibevoice_finetune.training.bad_steps import Guard
 from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.same_run import Identity
-from vibevoice_finetune.training.zero2 import Zero2
 
 TRAINABLE_FILE = "trainable.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -58,7 +57,7 @@ class Snapshot:
         self,
         folder: Path,
         state: TrainerState,
-        optimizer: torch.optim.Optimizer | Zero2 | None,
+        optimizer: torch.optim.Optimizer | None,
         scheduler: LRScheduler | None,
         *,
         keep: bool,
@@ -74,11 +73,7 @@ class Snapshot:
         """
         trained = gathered(self.parameters, keep=keep)
         average = gathered(self.ema.state_dict(), keep=keep) if self.ema else None
-        optimizer_state = None
-        if isinstance(optimizer, Zero2):
-            optimizer_state = optimizer.gathered(keep=keep)
-        elif optimizer is not None:
-            optimizer_state = gathered_optimizer(optimizer, keep=keep)
+        optimizer_state = gathered_optimizer(optimizer, keep=keep) if optimizer is not None else None
         if not keep:
             return
         save_file(trained, folder / TRAINABLE_FILE)
@@ -115,20 +110,11 @@ class Snapshot:
         self.guard.load_state_dict(json.loads((folder / GUARD_FILE).read_text(encoding="utf-8")))
 
     @staticmethod
-    def read_optimizer(folder: Path, optimizer: torch.optim.Optimizer | Zero2, scheduler: LRScheduler) -> None:
-        """Put back the states of the optimizer and the scheduler.
-
-        Checkpoints of version 0.1.0 also hold groups without parameters; all groups have the same learning rate.
-        """
+    def read_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+        """Put back the states of the optimizer and the scheduler."""
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        saved["param_groups"] = [group for group in saved["param_groups"] if group["params"]]
-        if isinstance(optimizer, Zero2):
-            optimizer.load(saved)
-        else:
-            optimizer.load_state_dict(split_optimizer_state(optimizer, saved))
-        rates = torch.load(folder / SCHEDULER_FILE, weights_only=True)
-        groups = len(scheduler.base_lrs)
-        scheduler.load_state_dict({k: v[:groups] if isinstance(v, list) else v for k, v in rates.items()})
+        optimizer.load_state_dict(split_optimizer_state(optimizer, saved))
+        scheduler.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
 
 
 def with_optimizer(checkpoint: Path) -> Path:

@@ -35,7 +35,6 @@ from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, evaluation_metrics
 from vibevoice_finetune.training.run_state import Snapshot
 from vibevoice_finetune.training.same_run import Identity
-from vibevoice_finetune.training.zero2 import Zero2, make_ready
 
 NOTHING = Counts(0, 0, 0, 0, 0)
 DROPOUT_STREAM = 4
@@ -80,9 +79,7 @@ class FinetuneTrainer(Trainer):
         self.stop = StopRequest()
         self.stop_agreed = False
         self.micro_batch = 0
-        self.splits_optimizer = args.splits_optimizer
-        self.holds_parts = is_split(objective) or args.splits_optimizer
-        self.zero2: Zero2 | None = None
+        self.holds_parts = is_split(objective)
         callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
         super().__init__(
             model=objective,
@@ -97,9 +94,6 @@ class FinetuneTrainer(Trainer):
         # With split weights the model sees to placement and gradient exchange itself, as one that transformers splits
         # while loading does; set after the base class has refused to resume those.
         self.is_distributed_loading_by_transformers = is_split(objective)
-        if args.splits_optimizer:
-            make_ready(objective, args)
-            self.is_deepspeed_enabled = False  # or transformers would look for checkpoints that DeepSpeed wrote
         self.loss_is_scaled_for_ga = True
         self.weights = LossWeights.of(args)
         self.export = export
@@ -238,20 +232,6 @@ class FinetuneTrainer(Trainer):
         entropy = (self.draw_seed, self.state.global_step, number, DROPOUT_STREAM)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Without groups that have no parameters, which DeepSpeed drops; so checkpoints are alike with and without."""
-        optimizer = super().create_optimizer(model)
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-        return optimizer
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        first = None if self.splits_optimizer else resume_from_checkpoint
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, first)  # type: ignore[no-untyped-call]
-        if self.splits_optimizer:
-            self.zero2 = Zero2(self.accelerator)
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | None:
         """The gradient's norm, after which the step is accepted or skipped; the one wait for the device in a step."""
         total = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -261,12 +241,9 @@ class FinetuneTrainer(Trainer):
         self.window.end_step(self.step_counts, good=good)
         if good:
             self.guard.accept(self.state.global_step, loss_and_norm[0])
-            if self.zero2:
-                self.zero2.step()
             return norm
         self._tr_loss.copy_(self.loss_before_step)
-        held = self.zero2.drop(self.parameters) if self.zero2 else None
-        logger.warning(self.guard.skip(self.state.global_step, self.parameters, held))
+        logger.warning(self.guard.skip(self.state.global_step, self.parameters))
         return None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -375,7 +352,7 @@ class FinetuneTrainer(Trainer):
     def _write_checkpoint(self, folder: Path) -> None:
         """Write all but the marker; a process that does not write only hands out its parts of split tensors."""
         writes = self.args.should_save
-        optimizer = None if self.args.save_only_model else self.zero2 or self.optimizer
+        optimizer = None if self.args.save_only_model else self.optimizer
         self.snapshot.write(folder, self.state, optimizer, self.lr_scheduler, keep=writes)
         if writes and optimizer is not None:
             self._save_rng_state(str(folder))
@@ -390,7 +367,7 @@ class FinetuneTrainer(Trainer):
         if checkpoint is not None:
             assert self.optimizer is not None
             assert self.lr_scheduler is not None
-            self.snapshot.read_optimizer(Path(checkpoint), self.zero2 or self.optimizer, self.lr_scheduler)
+            self.snapshot.read_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
     def _load_best_model(self) -> None:
         self.snapshot.read_weights(Path(str(self.state.best_model_checkpoint)))
