@@ -17,6 +17,7 @@ from vibevoice_finetune.base_model.load import load_for_generation, open_checkpo
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens, label_text
+from vibevoice_finetune.objective.embeddings import draw_latents
 from vibevoice_finetune.objective.noise import add_noise, cosine_tables, velocity
 from vibevoice_finetune.objective.objective import Objective
 from vibevoice_finetune.training.metrics import LossWeights, Terms
@@ -37,18 +38,19 @@ def load(name):
 
 
 def golden_batch(model, expected, draws_per_frame) -> Batch:
-    """The golden rows as a batch, padded on the right as the original had them."""
-    ids = expected["loss.input_ids"]
-    mask = expected["loss.attention_mask"].bool()
-    is_frame = expected["loss.is_frame"].bool()
-    is_target = expected["loss.is_target_frame"].bool()
-    num_rows, width = ids.shape
+    """The golden rows as a batch. The original padded them on the right; here they are packed."""
+    seen = expected["loss.attention_mask"].bool()
+    lengths = seen.sum(-1).tolist()
+    ids = expected["loss.input_ids"][seen]
+    is_frame, is_target = expected["loss.is_frame"].bool()[seen], expected["loss.is_target_frame"].bool()[seen]
     text_index, text_label = [], []
-    for row in range(num_rows):
-        length = int(mask[row].sum())
-        positions, labels = label_text(ids[row, :length].numpy(), is_frame[row, :length].numpy())
-        text_index.append(positions + row * width)
+    begin = 0
+    for length in lengths:
+        row = slice(begin, begin + length)
+        positions, labels = label_text(ids[row].numpy(), is_frame[row].numpy())
+        text_index.append(positions + begin)
         text_label.append(labels)
+        begin += length
     means, jitters, semantics, targets = [], [], [], []
     with torch.no_grad():
         latents = model.model.audio_tower.encode(expected["loss.segment_waveform"].unsqueeze(1), sample=False).latents
@@ -62,13 +64,14 @@ def golden_batch(model, expected, draws_per_frame) -> Batch:
     def chosen(parts, is_target):
         return torch.cat([part for part, target in zip(parts, targets, strict=True) if target == is_target])
 
-    target_index = is_target.flatten().nonzero().flatten()
-    voice_index = (is_frame & ~is_target).flatten().nonzero().flatten()
+    target_index = is_target.nonzero().flatten()
+    voice_index = (is_frame & ~is_target).nonzero().flatten()
     noise = expected["loss.draw.diffusion_noise"]
     return Batch(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=torch.arange(width).expand_as(ids),
+        input_ids=ids[None],
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        row_lengths=lengths,
+        row_borders=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         voice_index=voice_index,
         target_index=target_index,
         condition_index=target_index - 1,
@@ -84,7 +87,7 @@ def golden_batch(model, expected, draws_per_frame) -> Batch:
         timestep=expected["loss.draw.timestep"].view(-1, draws_per_frame).long(),
         noise=noise.view(-1, draws_per_frame, noise.shape[-1]),
         counts=Counts(diffusion=noise.numel(), text=sum(map(len, text_label)), control=0, frames=0, tokens=0),
-        rows=["golden"] * num_rows,
+        rows=["golden"] * len(lengths),
         ghost=False,
     )
 
@@ -120,7 +123,7 @@ def test_the_original_training_input_differs_by_semantics_on_prompts(name):
     model = load(name)
     objective = Objective(model, SPECIAL)
     batch = golden_batch(model, expected, info["ddpm_batch_mul"])
-    clean = objective.sample(batch["target_mean"], batch["target_jitter"])
+    clean = draw_latents(model, batch["target_mean"], batch["target_jitter"])
     embeddings = objective.embeddings(batch, clean)
     is_target = expected["loss.segment_is_target"].bool().tolist()
     frames = expected["loss.segment_frame_mask"].sum(-1).tolist()

@@ -39,6 +39,7 @@ from vibevoice_finetune.generation.generate import (
 from vibevoice_finetune.generation.scripts import Script, script_from_text
 from vibevoice_finetune.latents.encode import encode_batch
 from vibevoice_finetune.latents.read_ahead import Clip
+from vibevoice_finetune.objective.embeddings import draw_latents
 from vibevoice_finetune.objective.losses import control_logits
 from vibevoice_finetune.objective.objective import Objective
 
@@ -123,7 +124,9 @@ def train_on(setup: Setup, numbers: Sequence[int], generation: Generation, heard
     ]
     batch = collate(examples)
     objective = setup.objective
-    embeddings_BTD = objective.embeddings(batch, objective.sample(batch["target_mean"], batch["target_jitter"]))
+    embeddings_BTD = objective.embeddings(
+        batch, draw_latents(objective.model, batch["target_mean"], batch["target_jitter"])
+    )
     return Side(examples, batch, embeddings_BTD[0], objective.hidden_states(embeddings_BTD, batch))
 
 
@@ -251,7 +254,7 @@ def test_a_wrong_training_input_would_show(setup: Setup) -> None:
     conditions = heard_conditions(heard, (FRAMES[2],), guided=True)
     shifted = right.hidden_TD[right.batch["target_index"]]
     without_semantics = Batch(**{**right.batch, "target_semantic": torch.zeros_like(right.batch["target_semantic"])})
-    clean = setup.objective.sample(right.batch["target_mean"], right.batch["target_jitter"])
+    clean = draw_latents(setup.objective.model, right.batch["target_mean"], right.batch["target_jitter"])
     deaf = setup.objective.hidden_states(setup.objective.embeddings(without_semantics, clean), without_semantics)
     deaf = deaf[right.batch["condition_index"]]
     assert (shifted - conditions).abs().max() > 100 * TOLERANCE

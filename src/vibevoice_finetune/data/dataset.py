@@ -141,10 +141,16 @@ class SpeechDataset:
             timestep_FK=rng.integers(settings.num_timesteps, size=(num_frames, settings.ddpm_batch_mul)),
             noise_FKC=rng.standard_normal((num_frames, settings.ddpm_batch_mul, acoustic_dim), dtype=np.float32),
             voice_mean_VC=np.concatenate([nothing, *voices]),
-            voice_jitter_VC=np.concatenate([nothing, *(jitter(rng, voice.shape) for voice in voices)]),
+            voice_jitter_VC=voice_jitter(rng, [len(voice) for voice in voices], acoustic_dim),
         )
 
 
 def jitter(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Noise of one clip's latents (F, C): one standard normal factor times elementwise standard normal noise."""
     return np.float32(rng.standard_normal()) * rng.standard_normal(shape, dtype=np.float32)
+
+
+def voice_jitter(rng: np.random.Generator, num_frames: Sequence[int], acoustic_dim: int) -> Floats:
+    """Noise of the voice prompts of a row, clip after clip, (V, C); generation draws its voices with it too."""
+    nothing = np.zeros((0, acoustic_dim), dtype=np.float32)
+    return np.concatenate([nothing, *(jitter(rng, (frames, acoustic_dim)) for frames in num_frames)])

@@ -37,13 +37,13 @@ from vibevoice_finetune.base_model.load import (
     with_special_tokens,
 )
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.data.dataset import jitter
+from vibevoice_finetune.data.dataset import voice_jitter
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
 from vibevoice_finetune.errors import ArgumentError, DataError, require
 from vibevoice_finetune.generation.loop import Prompt, Spoken, acoustic_encoder, speak
 from vibevoice_finetune.generation.scripts import Script
 from vibevoice_finetune.latents.encode import encode_in_chunks
-from vibevoice_finetune.objective.noise import sample_latent
+from vibevoice_finetune.objective.embeddings import draw_latents, embed_prompt
 
 ADAPTER_FILES = Wanted("adapter", ("*.json", "*.safetensors", "*.bin"), "hf download {}")
 VOICE_STREAM, FRAME_STREAM = range(2)
@@ -286,16 +286,22 @@ def make_prompt(
     for voice in script.voices:
         if voice not in voice_means:
             voice_means[voice] = encode_voice(model, voice)
-    latents = [draw_latents(model, voice_means[voice], rng) for voice in script.voices]
-    ids, voice_positions = generation_prompt(speaker.encode, speaker.special, script.turns, [len(x) for x in latents])
+    means = [voice_means[voice] for voice in script.voices]
+    frames = [len(mean_VC) for mean_VC in means]
+    ids, voice_positions = generation_prompt(speaker.encode, speaker.special, script.turns, frames)
     room = facts.max_positions - len(ids) - 2  # the two that end it
     if room < 1:
         raise DataError(
             f"{script.where}: the script with its voices takes {len(ids):,} of the model's {facts.max_positions:,} "
             "positions, which leaves none for speech; split it or give shorter voices."
         )
+    device = parts.embed_tokens(model).weight.device
+    mean_VC = torch.cat([torch.zeros(0, facts.acoustic_dim, device=device), *means])
+    jitter_VC = torch.from_numpy(voice_jitter(rng, frames, facts.acoustic_dim)).to(device)
+    voice_VC = draw_latents(model, mean_VC, jitter_VC)
+    ids_T, voice_index_V = (torch.from_numpy(part).to(device) for part in (ids, voice_positions))
     return Prompt(
-        embeddings_TD=embed_prompt(model, torch.from_numpy(ids), torch.from_numpy(voice_positions), latents),
+        embeddings_TD=embed_prompt(model, ids_T, voice_index_V, voice_VC),
         max_frames=min(max_frames, room),
         rng=np.random.default_rng((seed, FRAME_STREAM)),
     )
@@ -314,28 +320,6 @@ def encode_voice(model: nn.Module, voice: AudioSource) -> Tensor:
     waveform_1N = parts.as_input(encoder, waveform_N).to(parts.embed_tokens(model).weight.device)[None]
     mean_1VC = encode_in_chunks(encoder, waveform_1N, ENCODED_AT_ONCE_FRAMES * hop_length)
     return mean_1VC[0].float()
-
-
-def draw_latents(model: nn.Module, mean_VC: Tensor, rng: np.random.Generator) -> Tensor:
-    """A draw of a voice's latents in the model's units, (V, C) float32: as training draws them."""
-    return sample_latent(
-        mean_VC,
-        torch.from_numpy(jitter(rng, tuple(mean_VC.shape))).to(mean_VC.device),
-        parts.facts(parts.config(model)).vae_std,
-        parts.latent_bias(model).float(),
-        parts.latent_scale(model).float(),
-    )
-
-
-def embed_prompt(model: nn.Module, ids_T: Tensor, voice_positions: Tensor, latents: list[Tensor]) -> Tensor:
-    """Input embeddings of a prompt, (T, D): text, and the acoustic embedding of each voice-prompt frame."""
-    embed = parts.embed_tokens(model)
-    text_TD: Tensor = embed(ids_T.to(embed.weight.device))
-    if not latents:
-        return text_TD
-    connector = parts.acoustic_connector(model)
-    voice_VD: Tensor = connector(parts.as_input(connector, torch.cat(latents)))
-    return text_TD.index_copy(0, voice_positions.to(text_TD.device), voice_VD.to(text_TD.dtype))
 
 
 def _check_device(device: str) -> None:

@@ -75,7 +75,7 @@ def _attend_by_row(
     query_BHTE: Tensor,
     key_BGTE: Tensor,
     value_BGTE: Tensor,
-    attention_mask: Tensor | None,
+    _attention_mask: None,  # transformers makes none for these names
     *,
     scaling: float,
     dropout: float = 0.0,
@@ -83,7 +83,7 @@ def _attend_by_row(
     **_: object,
 ) -> tuple[Tensor, None]:
     """One call of PyTorch's attention a row; the result is (B, T, H, E)."""
-    lengths = _lengths(rows, attention_mask)
+    lengths = _lengths(rows)
     groups = query_BHTE.shape[1] // key_BGTE.shape[1]
     # Of the kernels for GPUs, only flash attention takes fewer heads of keys and values, and it takes no float32.
     repeated = groups > 1 and query_BHTE.is_cuda and query_BHTE.dtype is torch.float32
@@ -104,7 +104,7 @@ def _attend_in_one_kernel(
     query_BHTE: Tensor,
     key_BGTE: Tensor,
     value_BGTE: Tensor,
-    attention_mask: Tensor | None,
+    _attention_mask: None,  # transformers makes none for these names
     *,
     scaling: float,
     rows: Rows | None = None,
@@ -113,7 +113,7 @@ def _attend_in_one_kernel(
     **_: object,
 ) -> tuple[Tensor, None]:
     """`torch.nn.attention.varlen`, in bf16 or float16 on a GPU; without dropout, which Qwen2 has none of."""
-    _lengths(rows, attention_mask)
+    _lengths(rows)
     assert cu_seq_lens_q is not None
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query_BHTE, key_BGTE, value_BGTE))
     borders, longest = cu_seq_lens_q, max_length_q
@@ -126,7 +126,7 @@ def _attend_in_one_kernel(
     return cast(Tensor, attended_THE).unsqueeze(0), None
 
 
-def _lengths(rows: Rows | None, attention_mask: Tensor | None) -> list[int]:
-    if rows is None or attention_mask is not None:
-        raise ValueError("varlen attention is for packed rows: it needs their lengths and takes no mask")
+def _lengths(rows: Rows | None) -> list[int]:
+    if rows is None:
+        raise ValueError("varlen attention needs the lengths of the rows")
     return rows.lengths

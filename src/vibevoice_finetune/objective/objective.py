@@ -1,8 +1,8 @@
 """The training forward: a batch of ids, latents and draws in, sums of the losses out.
 
-It feeds the language model exactly what the generation loop feeds it (voice-prompt frames: acoustic embedding; target
-frames: acoustic + semantic; the condition of a frame: the hidden state one position before its token), which the tests
-in `tests/invariants` prove against `generate()`. It holds no tokenizer and makes no random draw: both are done before.
+It feeds the language model exactly what the generation loop feeds it (`embeddings.py`), and takes as the condition of a
+frame the hidden state one position before its token; the tests in `tests/invariants` prove both against `generate()`.
+It contains no speech tokenizer and makes no random draws: both are done before.
 
 Shapes: T flattened tokens, F target frames, V voice-prompt frames, C acoustic dim, S semantic dim, D hidden size,
 K = ddpm_batch_mul.
@@ -17,13 +17,14 @@ from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.collate import Batch
 from vibevoice_finetune.data.prompt import CONTROL_FRAME, SpecialTokens
 from vibevoice_finetune.objective.attention import row_arguments
+from vibevoice_finetune.objective.embeddings import draw_latents, embed_prompt, embed_target
 from vibevoice_finetune.objective.losses import (
     control_cross_entropy_sum,
     control_logits,
     squared_error_sum,
     text_cross_entropy_sum,
 )
-from vibevoice_finetune.objective.noise import add_noise, cosine_tables, sample_latent, velocity
+from vibevoice_finetune.objective.noise import add_noise, cosine_tables, velocity
 
 
 class LossSums(TypedDict):
@@ -52,7 +53,6 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         facts = parts.facts(parts.config(model))
-        self.vae_std = facts.vae_std
         alpha, sigma = cosine_tables(facts.num_train_timesteps)
         device = parts.embed_tokens(model).weight.device
         self.register_buffer("alpha", alpha.to(device), persistent=False)
@@ -65,7 +65,7 @@ class Objective(nn.Module):
         The parts with no term in a batch are zero but still reach every trained tensor, so that processes with
         different rows always exchange the same gradients.
         """
-        clean_FC = self.sample(batch["target_mean"], batch["target_jitter"])
+        clean_FC = draw_latents(self.model, batch["target_mean"], batch["target_jitter"])
         hidden_TD = self.hidden_states(self.embeddings(batch, clean_FC), batch)
         output_matrix_VD = parts.lm_head(self.model).weight
         logits_M4 = control_logits(
@@ -85,41 +85,25 @@ class Objective(nn.Module):
             stop_total=(~go).sum().float(),
         )
 
-    def sample(self, mean_FC: Tensor, jitter_FC: Tensor) -> Tensor:
-        """A draw of acoustic latents in the model's units, (F, C) float32."""
-        bias, scale = parts.latent_bias(self.model), parts.latent_scale(self.model)
-        return sample_latent(mean_FC, jitter_FC, self.vae_std, bias.float(), scale.float())
-
     def embeddings(self, batch: Batch, clean_FC: Tensor) -> Tensor:
-        """Input embeddings of the language model, (B, T, D): text, voice-prompt frames, target frames."""
-        acoustic = parts.acoustic_connector(self.model)
-        semantic = parts.semantic_connector(self.model)
-        text_BTD: Tensor = parts.embed_tokens(self.model)(batch["input_ids"])
-        voice_VC = self.sample(batch["voice_mean"], batch["voice_jitter"])
-        voice_VD = acoustic(parts.as_input(acoustic, voice_VC))
-        target_FD = acoustic(parts.as_input(acoustic, clean_FC)) + semantic(
-            parts.as_input(semantic, batch["target_semantic"])
-        )
-        flat_TD = text_BTD.flatten(0, 1)
-        flat_TD = flat_TD.index_copy(0, batch["voice_index"], voice_VD.to(flat_TD.dtype))
-        flat_TD = flat_TD.index_copy(0, batch["target_index"], target_FD.to(flat_TD.dtype))
-        return flat_TD.view_as(text_BTD)
+        """Input embeddings of the language model, (1, T, D): text, voice-prompt frames, target frames."""
+        voice_VC = draw_latents(self.model, batch["voice_mean"], batch["voice_jitter"])
+        prompt_TD = embed_prompt(self.model, batch["input_ids"].flatten(), batch["voice_index"], voice_VC)
+        target_FD = embed_target(self.model, clean_FC, batch["target_semantic"])
+        return prompt_TD.index_copy(0, batch["target_index"], target_FD.to(prompt_TD.dtype)).unsqueeze(0)
 
     def hidden_states(self, embeddings_BTD: Tensor, batch: Batch) -> Tensor:
-        """Last hidden states, flattened to (B · T, D).
+        """Last hidden states of all rows, (T, D).
 
         Attention keeps packed rows apart by their lengths (varlen, flash attention) or by restarting positions (sdpa,
         eager). For the latter there must be no mask and `use_cache=False`; with a cache the rows would silently attend
         to each other.
         """
-        padding_BT = batch.get("attention_mask")
-        rows = {} if padding_BT is not None else row_arguments(batch["row_lengths"], batch["row_borders"])
         output = parts.language_model(self.model)(
             inputs_embeds=embeddings_BTD,
-            attention_mask=padding_BT,
             position_ids=batch["position_ids"],
             use_cache=False,
-            **rows,
+            **row_arguments(batch["row_lengths"], batch["row_borders"]),
         )
         hidden_BTD: Tensor = output.last_hidden_state
         return hidden_BTD.flatten(0, 1)

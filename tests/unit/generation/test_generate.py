@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from tests.invariants.listening import directed, run
+from tests.invariants.listening import directed, run, voice_jitters
 from vibevoice_finetune.adapters.apply import AppliedSummary
 from vibevoice_finetune.audio.source import (
     AudioSource,
@@ -34,8 +34,6 @@ from vibevoice_finetune.generation.generate import (
     GenerationRequest,
     ModelSource,
     SpeechModel,
-    draw_latents,
-    embed_prompt,
     encode_voice,
     generate,
     load_speech_model,
@@ -44,6 +42,7 @@ from vibevoice_finetune.generation.generate import (
 )
 from vibevoice_finetune.generation.loop import Prompt, is_plain, make_solver, sample_latents
 from vibevoice_finetune.generation.scripts import Script, script_from_text
+from vibevoice_finetune.objective.embeddings import embed_prompt
 
 HOP = 24  # of the golden model used here
 FRAME_SEC = HOP / 24_000
@@ -247,8 +246,8 @@ def test_the_prompt_is_the_one_that_transformers_would_make(speaker: SpeechModel
     with torch.no_grad(), hook:
         model.model(torch.from_numpy(ids)[None], input_values=padded[:, None], padding_mask=mask, sample=False)
         bias, scale = parts.latent_bias(model), parts.latent_scale(model)
-        latents = [(encode_voice(model, voice) + bias) * scale for voice in script.voices]
-        ours = embed_prompt(model, torch.from_numpy(ids), torch.from_numpy(positions), latents)
+        voice_VC = (torch.cat([encode_voice(model, voice) for voice in script.voices]) + bias) * scale
+        ours = embed_prompt(model, torch.from_numpy(ids), torch.from_numpy(positions), voice_VC)
     torch.testing.assert_close(ours, heard[0], atol=1e-5, rtol=0)
 
 
@@ -259,20 +258,21 @@ def test_a_voice_is_encoded_in_pieces_as_in_one(speaker: SpeechModel, monkeypatc
     torch.testing.assert_close(encode_voice(speaker.model, LONG), whole, atol=1e-5, rtol=0)
 
 
-def test_a_voices_latents_are_drawn_as_the_vae_does(speaker: SpeechModel) -> None:
-    """(mean + vae_std * factor * noise + bias) * scale: over many clips the jitter's variance is vae_std squared."""
-    model = speaker.model
-    with torch.no_grad():
-        bias, scale = parts.latent_bias(model), parts.latent_scale(model)
-        rng = np.random.default_rng(0)
-        mean = torch.full((5, 8), 0.5)
-        draws = torch.stack([draw_latents(model, mean, rng) / scale - bias for _ in range(4000)])
-    vae_std = parts.facts(model.config).vae_std
-    assert draws.mean().item() == pytest.approx(0.5, abs=0.05)
-    assert draws.std().item() == pytest.approx(vae_std, rel=0.05)
-    # One factor a clip: clips differ in how much they are jittered, by far more than 40 normal numbers would.
-    spread = draws.std(dim=(1, 2))
-    assert (spread / vae_std).std().item() == pytest.approx(math.sqrt(1 - 2 / math.pi), rel=0.1)
+def test_a_scripts_voices_are_jittered_one_by_one(speaker: SpeechModel) -> None:
+    """What is added to the means, as noise: one factor per clip, then its noise, all from one stream."""
+    model, script = speaker.model, SCRIPTS[2]
+    facts = parts.facts(model.config)
+    drawn: list[Tensor] = []
+
+    def watch(_: object, inputs: tuple[Tensor]) -> None:
+        drawn.append(inputs[0])
+
+    with torch.no_grad(), parts.acoustic_connector(model).register_forward_pre_hook(watch):
+        make_prompt(speaker, script, 5, 10, {})
+    means = torch.cat([encode_voice(model, voice) for voice in script.voices])
+    found = (drawn[0] / parts.latent_scale(model) - parts.latent_bias(model) - means) / facts.vae_std
+    expected = np.concatenate(voice_jitters(5, [3, 7], facts.acoustic_dim))
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-4)
 
 
 def test_a_voice_that_speaks_twice_is_encoded_once(speaker: SpeechModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_nothing_as_wide_as_the_batch_is_kept():
 def test_without_row_lengths_it_refuses():
     language_model = model()
     set_attention(language_model, VARLEN)
-    with pytest.raises(ValueError, match="needs their lengths"):
+    with pytest.raises(ValueError, match="needs the lengths"):
         language_model(inputs_embeds=torch.zeros(1, 7, HEADS * WIDTH), use_cache=False)
 
 

@@ -8,9 +8,10 @@ import torch
 
 from tests.rows import Small
 from vibevoice_finetune.base_model import parts
-from vibevoice_finetune.data.collate import Batch, collate
+from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
 from vibevoice_finetune.objective.attention import set_attention
+from vibevoice_finetune.objective.embeddings import draw_latents
 from vibevoice_finetune.objective.objective import LossSums
 
 ATTENTION = ["varlen", "sdpa", "eager"]  # flash_attention_2 needs a GPU
@@ -23,7 +24,7 @@ def small(request, golden_dir, tmp_path_factory):
 
 
 def conditions(objective, batch):
-    clean = objective.sample(batch["target_mean"], batch["target_jitter"])
+    clean = draw_latents(objective.model, batch["target_mean"], batch["target_jitter"])
     hidden = objective.hidden_states(objective.embeddings(batch, clean), batch)
     return hidden[batch["condition_index"]]
 
@@ -102,41 +103,6 @@ def rows_of(batch):
     return [batch["input_ids"][0, a:b] for a, b in pairwise([*starts, batch["input_ids"].shape[1]])]
 
 
-def padded(examples) -> Batch:
-    """The same rows, padded on the right instead of packed."""
-    batches = [collate([example]) for example in examples]
-    width = max(batch["input_ids"].shape[1] for batch in batches)
-
-    def rows(name, fill):
-        pad = torch.nn.functional.pad
-        return torch.cat([pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in batches])
-
-    packed = collate(examples)
-    whole = {**packed, "input_ids": rows("input_ids", 0), "position_ids": rows("position_ids", 0)}
-    mask = torch.zeros_like(whole["input_ids"])
-    for row, batch in enumerate(batches):
-        mask[row, : batch["input_ids"].shape[1]] = 1
-    for name in ("voice_index", "target_index", "condition_index", "text_index", "control_index"):
-        whole[name] = torch.cat([batch[name] + row * width for row, batch in enumerate(batches)])
-    return Batch(**whole, attention_mask=mask)
-
-
-def test_padded_rows_equal_packed_rows(small):
-    objective = small.objective()
-    dataset = small.dataset()
-    examples = [dataset[Draw(0, row)] for row in (0, 2, 4)]
-    packed, rectangular = objective(collate(examples)), objective(padded(examples))
-    for name in LossSums.__annotations__:
-        assert packed[name].item() == pytest.approx(rectangular[name].item(), rel=1e-5), name
-
-
-def test_varlen_attention_refuses_padded_rows(small):
-    objective = small.objective()
-    set_attention(parts.language_model(objective.model), "varlen")
-    with pytest.raises(ValueError, match="for packed rows"):
-        objective(padded([small.dataset()[Draw(0, row)] for row in (0, 2)]))
-
-
 def test_velocity_equals_the_head_called_with_repeated_conditions(small):
     head = parts.diffusion_head(small.objective().model)
     torch.manual_seed(0)
@@ -152,8 +118,9 @@ def test_voice_prompt_frames_carry_no_semantics(small):
     objective = small.objective()
     batch = collate([small.dataset()[Draw(0, 0)]])
     with torch.no_grad():
-        embeddings = objective.embeddings(batch, objective.sample(batch["target_mean"], batch["target_jitter"]))
-        voice = objective.sample(batch["voice_mean"], batch["voice_jitter"])
+        target = draw_latents(objective.model, batch["target_mean"], batch["target_jitter"])
+        embeddings = objective.embeddings(batch, target)
+        voice = draw_latents(objective.model, batch["voice_mean"], batch["voice_jitter"])
         expected = parts.acoustic_connector(objective.model)(voice)
     assert len(batch["voice_index"]) == 3
     torch.testing.assert_close(embeddings[0, batch["voice_index"]], expected)
