@@ -37,8 +37,9 @@ from vibevoice_finetune.base_model.load import (
     weight_index,
 )
 from vibevoice_finetune.base_model.parts import facts, tensor_shapes
-from vibevoice_finetune.base_model.weights import StoredTensor, read_tensors
+from vibevoice_finetune.base_model.weights import read_tensors
 from vibevoice_finetune.errors import AdapterError, CheckpointError
+from vibevoice_finetune.files.headers import StoredTensor
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ from vibevoice_finetune.base_model.processor import (
 )
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.base_model.weights import INDEX_FILE, MAX_SHARD_BYTES, StoredTensor, read_tensors, write_weights
+from vibevoice_finetune.base_model.weights import INDEX_FILE, MAX_SHARD_BYTES, read_tensors, write_weights
 from vibevoice_finetune.errors import ArgumentError, CheckpointError
+from vibevoice_finetune.files.headers import StoredTensor
 
 CONFIG_FILE = "config.json"
 _SMALL_FILES = (".json", ".txt", ".jinja")

@@ -1,4 +1,4 @@
-"""A checkpoint's `config.json` in its two layouts, and the way from one to the other.
+"""A base model's `config.json` in its two layouts, and the way from one to the other.
 
 Why: both layouts say ``model_type: vibevoice``, and transformers, given an original `config.json`, raises nothing and
 builds a model of default sizes. So the layout is told by the keys, and every value of an original configuration is
@@ -21,6 +21,8 @@ from transformers import (
     VibeVoiceDiffusionHeadConfig,
 )
 
+from vibevoice_finetune.audio.decode import shown
+from vibevoice_finetune.base_model.config_values import Words, check_fit, check_values
 from vibevoice_finetune.base_model.original_config import (
     HEAD_FIXED,
     NUM_TRAIN_TIMESTEPS,
@@ -31,7 +33,11 @@ from vibevoice_finetune.base_model.original_config import (
     Json,
     native_values,
 )
+from vibevoice_finetune.base_model.stored_types import check_quantization_config
 from vibevoice_finetune.errors import CheckpointError
+
+# What transformers raises for values that it cannot use, where `config_values` has no rule for them.
+_REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
 
 GUIDANCE_SCALE = 1.3
 NUM_DIFFUSION_STEPS = 10
@@ -89,27 +95,47 @@ def layout_of(raw: Mapping[str, Any], where: str) -> Layout:
     Raises:
         CheckpointError: it is the configuration of another model, or of a VibeVoice that cannot be tuned here.
     """
-    model_type = raw.get("model_type")
-    if model_type == "vibevoice_streaming":
+    other = _other_variant(raw)
+    if other is not None:
         raise CheckpointError(
-            f"{where}: not VibeVoice as it is tuned here: found model_type 'vibevoice_streaming' (VibeVoice-Realtime), "
-            "whose speech tokenizer streams and which has no semantic tokenizer; "
-            "give a VibeVoice 1.5B or 7B checkpoint"
+            f"{where}: this is {other}, another model than the VibeVoice that is tuned here; "
+            "give a VibeVoice 1.5B or 7B model, for example microsoft/VibeVoice-1.5B"
         )
+    model_type = raw.get("model_type")
     if model_type != "vibevoice":
-        found = "no model_type" if model_type is None else f"model_type {model_type!r}"
+        found = "no model_type" if model_type is None else f"model_type {shown(repr(model_type))[:120]}"
         raise CheckpointError(
             f"{where}: not VibeVoice: found {found}, expected 'vibevoice'; "
-            "give a VibeVoice checkpoint, for example microsoft/VibeVoice-1.5B"
+            "give a VibeVoice model, for example microsoft/VibeVoice-1.5B"
         )
-    if all(section in raw for section in SECTIONS):
-        return Layout.ORIGINAL
-    if all(section in raw for section in _NATIVE_SECTIONS):
-        return Layout.NATIVE
+    check_quantization_config(raw, where)
+    missing = {
+        Layout.ORIGINAL: [section for section in SECTIONS if section not in raw],
+        Layout.NATIVE: [section for section in _NATIVE_SECTIONS if section not in raw],
+    }
+    layout = min(missing, key=lambda layout: len(missing[layout]))
+    if not missing[layout]:
+        return layout
+    if len(missing[layout]) <= len(SECTIONS) // 2:
+        raise CheckpointError(f"{where}: lacks {' and '.join(missing[layout])}; download the file again")
     raise CheckpointError(
         f"{where}: the configuration is in neither layout: expected either {', '.join(SECTIONS)} (original) "
-        f"or {', '.join(_NATIVE_SECTIONS)} (transformers); found {', '.join(sorted(raw))}"
+        f"or {', '.join(_NATIVE_SECTIONS)} (transformers); found {shown(', '.join(sorted(raw)))}"
     )
+
+
+def _other_variant(raw: Mapping[str, Any]) -> str | None:
+    """The name of a model of the VibeVoice family that is not a 1.5B or 7B text-to-speech model."""
+    named = f"{raw.get('model_type')} {raw.get('architectures')}".casefold()
+    if "vibevoice" not in named:
+        return None
+    if "streaming" in named:
+        return "VibeVoice-Realtime (its speech tokenizer streams, and it has no semantic tokenizer)"
+    if "asr" in named:
+        return "VibeVoice-ASR (it turns speech into text)"
+    if raw.get("model_type") in ("vibevoice_acoustic_tokenizer", "vibevoice_acoustic_tokenizer_encoder"):
+        return "a speech tokenizer of VibeVoice alone"
+    return None
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
@@ -120,7 +146,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
     """
     if layout_of(raw, where) is Layout.ORIGINAL:
         return config_to_native(raw, where)
-    return _build(copy.deepcopy(dict(raw)), where)
+    return _build(copy.deepcopy(dict(raw)), Words(where, original=False))
 
 
 def config_to_native(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
@@ -129,7 +155,7 @@ def config_to_native(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
     Raises:
         CheckpointError: a key is missing, or has a value that transformers' classes cannot express.
     """
-    return _build(native_values(raw, where), where)
+    return _build(native_values(raw, where), Words(where, original=True))
 
 
 def config_to_original(config: VibeVoiceConfig) -> Json:
@@ -201,23 +227,28 @@ def generation_settings(config: VibeVoiceConfig) -> Json:
     }
 
 
-def _build(native: Json, where: str) -> VibeVoiceConfig:
+def _build(native: Json, words: Words) -> VibeVoiceConfig:
+    where = words.where
+    check_values(native, words)
+    kinds = dict(zip(_NATIVE_SECTIONS, PartConfigs.__annotations__.values(), strict=True))
+    for section, kind in kinds.items():
+        found = native[section].get("model_type", kind.model_type)
+        if found != kind.model_type:
+            raise CheckpointError(
+                f"{where}: {section} is of model_type {shown(repr(found))[:120]}; expected {kind.model_type!r}"
+            )
     try:
         config: VibeVoiceConfig = VibeVoiceConfig.from_dict(native)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _REFUSALS as error:
         raise CheckpointError(f"{where}: the configuration is not valid: {' '.join(str(error).split())}") from error
-    for section, part, expected in zip(
-        _NATIVE_SECTIONS, part_configs(config), PartConfigs.__annotations__.values(), strict=True
-    ):
-        if type(part) is not expected:
-            raise CheckpointError(
-                f"{where}: {section} is of model_type {part.model_type!r}; expected {expected.model_type!r}"
-            )
+    parts = dict(zip(_NATIVE_SECTIONS, part_configs(config), strict=True))
+    check_fit({section: part.to_dict() | native[section] for section, part in parts.items()}, words)
     audio, semantic, _, _ = part_configs(config)
     if audio.hop_length != semantic.hop_length:
         raise CheckpointError(
-            f"{where}: the acoustic tokenizer makes a frame of {audio.hop_length} samples, the semantic one of "
-            f"{semantic.hop_length}; expected the same"
+            f"{where}: {words.key('audio_config', 'downsampling_ratios')} makes a frame of {audio.hop_length} samples, "
+            f"{words.key('semantic_model_config', 'downsampling_ratios')} one of {semantic.hop_length}; "
+            "expected the same"
         )
     return config
 

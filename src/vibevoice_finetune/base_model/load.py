@@ -11,8 +11,9 @@ latents and adapters know the weights that they belong to.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,7 +29,9 @@ from transformers import (
     VibeVoiceConfig,
     VibeVoiceForConditionalGeneration,
 )
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import (
@@ -43,15 +46,17 @@ from vibevoice_finetune.base_model.hub import SETTINGS, WEIGHTS, Repository, dow
 from vibevoice_finetune.base_model.original_config import Json
 from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, facts, tensor_shapes
 from vibevoice_finetune.base_model.weights import (
-    StoredTensor,
     WeightIndex,
     check_weights,
+    has_weights,
     index_weights,
     lazy_tensors,
     read_bytes,
 )
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.headers import StoredTensor
+from vibevoice_finetune.files.json_objects import read_json_object
 from vibevoice_finetune.latents.arithmetic import Arithmetic, computing_in
 from vibevoice_finetune.latents.encode import encode_in_chunks
 
@@ -95,11 +100,15 @@ def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpo
                 f"{name_or_path}: holds an adapter, not a model; give the model that it was trained on"
             )
         raise CheckpointError(f"{name_or_path}: no config.json; expected the folder of a VibeVoice model")
-    raw = read_json(path)
+    raw = _read_json(path)
+    config = read_config(raw, str(path))
+    _check_can_be_built(config, path)
     _check_sampling_rate(folder)
     _check_schedule(folder)
-    config = read_config(raw, str(path))
-    return Checkpoint(name_or_path, folder, layout_of(raw, str(path)), config, raw, repository)
+    layout = layout_of(raw, str(path))
+    if has_weights(folder):
+        index_weights(folder, layout)  # says now what is damaged or quantised, whatever is done with the model
+    return Checkpoint(name_or_path, folder, layout, config, raw, repository)
 
 
 def with_special_tokens(checkpoint: Checkpoint, special: SpecialTokens) -> Checkpoint:
@@ -273,19 +282,8 @@ def model_fingerprint(checkpoint: Checkpoint) -> str:
     return _fingerprint(tuned, json.dumps([text.rope_parameters, text.tie_word_embeddings], sort_keys=True))
 
 
-def read_json(path: Path) -> Json:
-    """Parse a file that must hold a JSON object.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}; expected an object")
-    return raw
+def _read_json(path: Path) -> Json:
+    return read_json_object(path, CheckpointError, "download it again")
 
 
 def _load(
@@ -302,7 +300,7 @@ def _load(
     its turn comes, casts, moves or quantises it, and never touches those that were not handed over. While it quantises
     it reads one after the other (without, on four threads), so the memory is that of the result and a single tensor.
     """
-    with lazy_tensors(tensors, mapped=quantization_config is None) as slices:
+    with lazy_tensors(tensors, mapped=quantization_config is None) as slices, _without_progress_bars():
         loaded: Any = model_class.from_pretrained(
             None,
             config=config,
@@ -316,6 +314,18 @@ def _load(
     faults = {kind: found for kind, found in report.items() if found}
     assert not faults, f"the weights were checked, yet transformers reports {faults}"
     return cast(_Model, model)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep "Loading weights" off the terminal: it ends without a line break, and the next message is glued to it."""
+    shown_before = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown_before:
+            enable_progress_bar()
 
 
 def _without_prefix(index: WeightIndex, prefix: str) -> dict[str, StoredTensor]:
@@ -342,26 +352,49 @@ def _tensor_digest(name: str, stored: StoredTensor) -> bytes:
     return digest.digest()
 
 
+def _check_can_be_built(config: VibeVoiceConfig, path: Path) -> None:
+    """Build the model without its memory: what `config_values` has no rule for shows here."""
+    try:
+        tensor_shapes(config)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{path}: no model can be built from this configuration ({type(error).__name__}: {said}); "
+            "download the file again"
+        ) from error
+
+
 def _check_sampling_rate(folder: Path) -> None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return
-    raw = read_json(path)
-    rate_hz = raw.get("audio_processor", raw).get("sampling_rate", SAMPLING_RATE_HZ)
+    raw = _read_json(path)
+    section = raw.get("audio_processor", raw)
+    if not isinstance(section, dict):
+        raise CheckpointError(
+            f"{path}: audio_processor is {shown(repr(section))[:120]}; expected an object; download the file again"
+        )
+    rate_hz = section.get("sampling_rate", SAMPLING_RATE_HZ)
     if rate_hz != SAMPLING_RATE_HZ:
         raise CheckpointError(
-            f"{path}: sampling_rate is {rate_hz}; VibeVoice works at {SAMPLING_RATE_HZ}, and so does this program"
+            f"{path}: sampling_rate is {shown(repr(rate_hz))[:120]}; VibeVoice and this program work at "
+            f"{SAMPLING_RATE_HZ}"
         )
 
 
 def _check_schedule(folder: Path) -> None:
-    """A native checkpoint's noise schedule stands beside its configuration; training knows only the published one."""
+    """A native model's noise schedule stands beside its configuration; training knows only the published one."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return
-    found = read_json(path).get("noise_scheduler_config", {})
+    found = _read_json(path).get("noise_scheduler_config", {})
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path}: noise_scheduler_config is {shown(repr(found))[:120]}; expected an object; download the file again"
+        )
     for key, expected in NOISE_SCHEDULE.items():
         if found.get(key, expected) != expected:
             raise CheckpointError(
-                f"{path}: noise_scheduler_config.{key} is {found[key]!r}; this program can only train with {expected!r}"
+                f"{path}: noise_scheduler_config.{key} is {shown(repr(found[key]))[:120]}; this program can only train "
+                f"with {expected!r}"
             )

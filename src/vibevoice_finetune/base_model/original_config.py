@@ -9,11 +9,13 @@ In: the parsed JSON and what to call its file in messages. Out: a dictionary in 
 from collections.abc import Mapping
 from typing import Any
 
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.errors import CheckpointError
 
 Json = dict[str, Any]
 
 NUM_TRAIN_TIMESTEPS = 1000
+_LARGEST = 10_000_000_000  # of any number in a configuration; what is too large for its key is refused later
 # The original draws the sigma-VAE's scale with `fix_std / 0.8`; the native configuration keeps the quotient.
 STD_DIVISOR = 0.8
 
@@ -130,7 +132,7 @@ class _Section:
     def __init__(self, raw: Mapping[str, Any], name: str, where: str) -> None:
         values = raw.get(name)
         if not isinstance(values, dict):
-            raise CheckpointError(f"{where}: {name} is {values!r}; expected an object")
+            raise CheckpointError(f"{where}: {name} is {shown(repr(values))[:120]}; expected an object")
         self.name, self.where, self.values = name, where, values
 
     def need(self, key: str) -> Any:
@@ -138,32 +140,33 @@ class _Section:
             raise CheckpointError(f"{self.where}: {self.name}.{key} is missing; a VibeVoice configuration has it")
         return self.values[key]
 
+    def wrong(self, key: str, expected: str) -> CheckpointError:
+        found = shown(repr(self.values[key]))[:120]
+        return CheckpointError(f"{self.where}: {self.name}.{key} is {found}; expected {expected}")
+
     def whole(self, key: str) -> int:
         value = self.need(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.where}: {self.name}.{key} is {value!r}; expected a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            raise self.wrong(key, f"a whole number from 1 to {_LARGEST:,}")
         return value
 
     def number(self, key: str) -> float:
         value = self.need(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"{self.where}: {self.name}.{key} is {value!r}; expected a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+            raise self.wrong(key, "a finite number")
         return value
 
     def ratios(self) -> list[int]:
         value = self.need("encoder_ratios")
-        if not isinstance(value, list) or not all(isinstance(ratio, int) and ratio > 0 for ratio in value):
-            raise CheckpointError(f"{self.where}: {self.name}.encoder_ratios is {value!r}; expected whole numbers")
+        if not isinstance(value, list) or not value or not all(type(ratio) is int and ratio > 0 for ratio in value):
+            raise self.wrong("encoder_ratios", "a list of whole numbers above 0, such as [8, 5, 5, 4, 2, 2]")
         return value
 
     def depths(self) -> list[int]:
         value = self.need("encoder_depths")
-        depths = str(value).split("-")
-        if not all(depth.isdecimal() for depth in depths):
-            raise CheckpointError(
-                f"{self.where}: {self.name}.encoder_depths is {value!r}; "
-                "expected numbers joined by '-', such as '3-3-3-3-3-3-8'"
-            )
+        depths = value.split("-") if isinstance(value, str) else []
+        if not depths or not all(depth.isascii() and depth.isdecimal() and len(depth) <= 6 for depth in depths):
+            raise self.wrong("encoder_depths", "numbers joined by '-', such as '3-3-3-3-3-3-8'")
         if len(depths) != len(self.ratios()) + 1:
             raise CheckpointError(
                 f"{self.where}: {self.name} has {len(depths)} encoder_depths and {len(self.ratios())} encoder_ratios; "
@@ -176,7 +179,7 @@ class _Section:
         for key, expected in fixed.items():
             if key in self.values and self.values[key] != expected:
                 raise CheckpointError(
-                    f"{self.where}: {self.name}.{key} is {self.values[key]!r}; "
+                    f"{self.where}: {self.name}.{key} is {shown(repr(self.values[key]))[:120]}; "
                     f"transformers' VibeVoice classes can only express {expected!r}, so this model cannot be loaded"
                 )
 
@@ -204,5 +207,7 @@ def _text_to_native(section: _Section) -> Json:
     rope = {"rope_type": "default", "rope_theta": section.values["rope_theta"]}
     scaling = section.values.get("rope_scaling")
     if scaling is not None:
+        if not isinstance(scaling, dict):
+            raise section.wrong("rope_scaling", "an object, or null")
         rope |= {("rope_type" if key == "type" else key): value for key, value in scaling.items()}
     return values | {"model_type": "qwen2", "rope_parameters": rope}

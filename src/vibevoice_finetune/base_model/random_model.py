@@ -9,7 +9,6 @@ tokenizer with one token a byte and Qwen2.5's special tokens after them (so a te
 the real tokenizer gives it).
 """
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.processor import original_preprocessor
 from vibevoice_finetune.base_model.weights import MAX_SHARD_BYTES, write_weights
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.atomic import write_json, writing_folder
 
 Size = Literal["tiny", "1.5b", "7b"]
 
@@ -148,19 +148,15 @@ def write_random_checkpoint(
     """
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder}: is not empty; give a new folder for the random checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = original_config(size, dtype, tied)
-    config = config_to_native(raw, "the random checkpoint")
+    config = config_to_native(original_config(size, dtype, tied), "the random model")
     shapes = tensor_shapes(config)
     total_bytes = dtype.itemsize * sum(math.prod(shape) for shape in shapes.values())
-    write_weights(
-        folder, _random_tensors(shapes, dtype, seed), max_shard_bytes=min(MAX_SHARD_BYTES, -(-total_bytes // shards))
-    )
-    write_byte_tokenizer(folder)
-    preprocessor = original_preprocessor(config, ".")
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
-    # Last, so that a folder with a config.json is a whole checkpoint.
-    (folder / "config.json").write_text(json.dumps(config_to_original(config), indent=2) + "\n", encoding="utf-8")
+    with writing_folder(folder) as staging:
+        tensors = _random_tensors(shapes, dtype, seed)
+        write_weights(staging, tensors, max_shard_bytes=min(MAX_SHARD_BYTES, -(-total_bytes // shards)))
+        write_byte_tokenizer(staging)
+        write_json(staging / "preprocessor_config.json", original_preprocessor(config, "."))
+        write_json(staging / "config.json", config_to_original(config))
     return folder
 
 

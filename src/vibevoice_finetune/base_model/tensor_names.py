@@ -159,8 +159,10 @@ def _native_to_original() -> tuple[_Rule, ...]:
 
 def _rule(source: str, target: str, shift: int) -> _Rule:
     pattern = re.escape(source)
-    pattern = pattern.replace(re.escape("{n+1}"), r"(?P<n>[1-9]\d*)")  # 0 is the stem, which has a template of its own
-    pattern = pattern.replace(re.escape("{n}"), r"(?P<n>\d+)")
+    pattern = pattern.replace(
+        re.escape("{n+1}"), r"(?P<n>[1-9]\d{0,5})"
+    )  # 0 is the stem, which has a template of its own
+    pattern = pattern.replace(re.escape("{n}"), r"(?P<n>\d{1,6})")
     pattern = pattern.replace(re.escape("{j}"), r"(?P<j>\d+)")
     if not source.endswith("."):
         pattern += "$"

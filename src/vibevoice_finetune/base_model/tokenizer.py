@@ -1,22 +1,29 @@
 """The text tokenizer of a model, and the ids of its control tokens.
 
-Why: the original checkpoints hold no text tokenizer, only the name of a Qwen2.5 repository, so there is an order of
-places to look in; and a tokenizer without the control tokens would train a model that no program can use.
+Why: models in the original layout come without a text tokenizer, with only the name of a Qwen2.5 repository, so there
+is an order of places to look in; and with a tokenizer without the control tokens, no program could use the result.
 
-In: a checkpoint and, if given, `--processor_name_or_path`. Out: transformers' Qwen2 tokenizer and the control tokens.
+In: a base model and, if given, `--processor_name_or_path`. Out: transformers' Qwen2 tokenizer and the control tokens.
 """
 
 from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.hub import TEXT_TOKENIZER, locate
-from vibevoice_finetune.base_model.load import Checkpoint, read_json
+from vibevoice_finetune.base_model.load import Checkpoint
+from vibevoice_finetune.base_model.parts import facts
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.json_objects import read_json_object
 
 _SETTINGS = "preprocessor_config.json"
 _NAME_KEY = "language_model_pretrained_name"
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
+_EXPECTED_TOKENIZER = "expected the tokenizer of Qwen2.5; give it with --processor_name_or_path"
+_PROBE = " Speaker 0: Grüße, 你好!\n"
+_REFUSALS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
 CONTROL_TOKENS = {
     "speech_start": "<|vision_start|>",
     "speech_end": "<|vision_end|>",
@@ -36,28 +43,41 @@ def load_tokenizer(
     3. the repository that the `preprocessor_config.json` in the model's folder names.
 
     Raises:
-        CheckpointError: `processor_name_or_path` leads to none, or there is none anywhere, or it cannot be downloaded.
+        CheckpointError: `processor_name_or_path` leads to none, or there is none anywhere, or it cannot be downloaded
+            or read, or it is not a tokenizer of this model.
     """
     if processor_name_or_path is not None:
         folder, _ = locate(processor_name_or_path, TEXT_TOKENIZER, cache_dir)
-        return _load(_resolve(folder, cache_dir, processor_name_or_path))
-    return _load(_resolve(checkpoint.folder, cache_dir, checkpoint.source))
+        folder = _resolve(folder, cache_dir, processor_name_or_path)
+    else:
+        folder = _resolve(checkpoint.folder, cache_dir, checkpoint.source)
+    tokenizer = _load(folder)
+    highest, size = max(tokenizer.get_vocab().values(), default=0), facts(checkpoint.config).vocab_size
+    if highest >= size:
+        raise CheckpointError(
+            f"{folder}: the text tokenizer has ids up to {highest:,}, but the embedding of {checkpoint.source} ends at "
+            f"{size - 1:,}; give the tokenizer of this model with --processor_name_or_path"
+        )
+    return tokenizer
 
 
 def special_tokens(tokenizer: Qwen2Tokenizer) -> SpecialTokens:
     """The ids of the control tokens in this tokenizer.
 
     Raises:
-        CheckpointError: it lacks some of them.
+        CheckpointError: it lacks some of them, or two are one.
     """
     vocabulary = tokenizer.get_vocab()
     lacking = [token for token in CONTROL_TOKENS.values() if token not in vocabulary]
     if lacking:
         raise CheckpointError(
-            f"{tokenizer.name_or_path}: the text tokenizer lacks {', '.join(lacking)}; expected the tokenizer of "
-            "Qwen2.5; give it with --processor_name_or_path"
+            f"{tokenizer.name_or_path}: the text tokenizer lacks {', '.join(lacking)}; {_EXPECTED_TOKENIZER}"
         )
-    return SpecialTokens(**{field: vocabulary[token] for field, token in CONTROL_TOKENS.items()})
+    special = SpecialTokens(**{field: vocabulary[token] for field, token in CONTROL_TOKENS.items()})
+    if len(set(special.ids)) < len(special.ids):
+        found = ", ".join(f"{token} {vocabulary[token]}" for token in CONTROL_TOKENS.values())
+        raise CheckpointError(f"{tokenizer.name_or_path}: control tokens share an id: {found}; {_EXPECTED_TOKENIZER}")
+    return special
 
 
 def _resolve(folder: Path, cache_dir: Path | None, source: str) -> Path:
@@ -71,7 +91,7 @@ def _resolve(folder: Path, cache_dir: Path | None, source: str) -> Path:
             f"{_SETTINGS} that names one; give a folder or repository that has it with --processor_name_or_path, "
             "for example Qwen/Qwen2.5-1.5B"
         )
-    name = read_json(settings).get(_NAME_KEY)
+    name = read_json_object(settings, CheckpointError, "download it again").get(_NAME_KEY)
     if not isinstance(name, str) or not name:
         raise CheckpointError(
             f"{settings}: {_NAME_KEY} is {name!r}; expected the folder or repository of a Qwen2.5 text tokenizer; "
@@ -100,10 +120,23 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 
 def _load(folder: Path) -> Qwen2Tokenizer:
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            read_json_object(folder / name, CheckpointError, "download the text tokenizer again")
     try:
-        tokenizer: Qwen2Tokenizer = Qwen2Tokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer: Qwen2Tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        back = tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False), clean_up_tokenization_spaces=False)
+    except Exception as error:
+        # The tokenizers library raises a bare `Exception` for most of what can be wrong with its file.
+        if type(error) is Exception or isinstance(error, _REFUSALS):
+            raise CheckpointError(
+                f"{folder}: the text tokenizer cannot be read ({type(error).__name__}: "
+                f"{shown(' '.join(str(error).split()))}); download it again"
+            ) from error
+        raise
+    if back != _PROBE:
         raise CheckpointError(
-            f"{folder}: the text tokenizer cannot be read ({' '.join(str(error).split())}); download it again"
-        ) from error
+            f"{folder}: the text tokenizer does not give a text back as it was: {_PROBE!r} became {shown(repr(back))}; "
+            f"{_EXPECTED_TOKENIZER}"
+        )
     return tokenizer

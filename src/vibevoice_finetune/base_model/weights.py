@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as they lie in its files: which there are, whether they fit, one after the other, and back.
+"""A base model's tensors as its files hold them: which there are, whether they fit, one after the other, and back.
 
 Why: a model of 18 GB must be looked through, hashed, loaded and rewritten without a second copy of it in memory, and a
 file that lacks a tensor or has one too many must be refused before anything is loaded.
@@ -8,7 +8,6 @@ turn; and the other way: tensors in turn into a folder.
 """
 
 import ctypes
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,35 +20,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.config import Layout
+from vibevoice_finetune.base_model.stored_types import check_stored_types
 from vibevoice_finetune.base_model.tensor_names import EMBED_TOKENS, LATENT_SCALE, LM_HEAD, to_native, to_original
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.atomic import write_json
+from vibevoice_finetune.files.headers import HeaderError, StoredTensor, read_header
+from vibevoice_finetune.files.json_objects import read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 1024**3
 _LISTED = 20
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies.
-
-    Attributes:
-        file: the safetensors file.
-        name: what the file calls it.
-        shape: its shape.
-        dtype: its type, in safetensors' word: F32, BF16, F16.
-        start: where in the file its bytes begin.
-        num_bytes: how many they are.
-    """
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    start: int
-    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -73,28 +56,36 @@ class WeightIndex:
         return {name: stored for name, stored in self.tensors.items() if name.startswith(prefixes)}
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, whole or not."""
+    return (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
+
+
 def index_weights(folder: Path, layout: Layout) -> WeightIndex:
     """Read the headers of a checkpoint's files; no tensor is read.
 
     Raises:
-        CheckpointError: there are no safetensors, a shard is missing, a file is cut off, or two hold the same tensor.
+        CheckpointError: there are no safetensors, a shard is missing, a file is cut off, two hold the same tensor, or
+            they hold something else than floating-point weights, as quantised models do.
     """
     where, files = _files(folder)
+    found = [stored for file in files for stored in _stored_tensors(file)]
+    check_stored_types(found, where)
     tensors: dict[str, StoredTensor] = {}
     unnamed: list[str] = []
-    for file in files:
-        for stored in _header(file):
-            try:
-                name = to_native(stored.name) if layout is Layout.ORIGINAL else stored.name
-            except CheckpointError:
-                unnamed.append(stored.name)
-                continue
-            if name in tensors:
-                first = tensors[name]
-                raise CheckpointError(
-                    f"{file}: {stored.name} is the same tensor as {first.name} in {first.file.name}; remove one of them"
-                )
-            tensors[name] = stored
+    for stored in found:
+        try:
+            name = to_native(stored.name) if layout is Layout.ORIGINAL else stored.name
+        except CheckpointError:
+            unnamed.append(stored.name)
+            continue
+        if name in tensors:
+            first = tensors[name]
+            raise CheckpointError(
+                f"{stored.file}: {shown(stored.name)} is the same tensor as {shown(first.name)} in {first.file.name}; "
+                "remove one of them"
+            )
+        tensors[name] = stored
     return WeightIndex(tensors, tuple(unnamed), layout, where)
 
 
@@ -185,11 +176,11 @@ def write_weights(
 ) -> list[Path]:
     """Write tensors as safetensors: one `model.safetensors`, or shards with an index if they are larger together.
 
-    Files are written beside and renamed when all are complete. At most one shard is in memory, twice while it is
-    written.
+    At most one shard is in memory, twice while it is written. If it fails, files are left half written: the folder is
+    to be one that `files.atomic.writing_folder` gave.
 
     Args:
-        folder: where to; made if it does not exist.
+        folder: where they go.
         tensors: at least one; names, in the layout that is to be written, and tensors.
         max_shard_bytes: a shard ends before it would grow beyond this.
 
@@ -199,34 +190,30 @@ def write_weights(
     Raises:
         CheckpointError: the folder already holds weights.
     """
-    if (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists():
+    if has_weights(folder):
         raise CheckpointError(f"{folder}: already holds a model's weights; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[tuple[Path, list[str]]] = []
     total_bytes = 0
-    try:
-        for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
-            partial = folder / f".model-{number:05d}.safetensors.partial"
-            shards.append((partial, list(shard)))
-            save_file(shard, partial, metadata={"format": "pt"})
-            total_bytes += sum(tensor.nbytes for tensor in shard.values())
-        return _rename(folder, shards, total_bytes)
-    finally:
-        for partial, _ in shards:
-            partial.unlink(missing_ok=True)
+    for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
+        path = folder / f"model-{number:05d}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        shards.append((path, list(shard)))
+        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+    return _rename(folder, shards, total_bytes)
 
 
 def _rename(folder: Path, shards: list[tuple[Path, list[str]]], total_bytes: int) -> list[Path]:
-    """Give complete files their names; the index comes last, since a folder with it counts as whole."""
+    """Give the files their final names, which say how many there are, and write the index of several."""
     if len(shards) == 1:
-        return [shards[0][0].replace(folder / SINGLE_FILE)]
+        return [shards[0][0].rename(folder / SINGLE_FILE)]
     finals = [folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     weight_map = {name: final.name for final, (_, names) in zip(finals, shards, strict=True) for name in names}
-    written = [partial.replace(final) for (partial, _), final in zip(shards, finals, strict=True)]
-    partial_index = folder / f".{INDEX_FILE}.partial"
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-    partial_index.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return [*written, partial_index.replace(folder / INDEX_FILE)]
+    written = [path.rename(final) for (path, _), final in zip(shards, finals, strict=True)]
+    write_json(
+        folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    )
+    return [*written, folder / INDEX_FILE]
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
@@ -270,22 +257,23 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".gguf"}))
         raise CheckpointError(
             f"{folder}: no weights: found {found or 'none'}, expected {SINGLE_FILE} or {INDEX_FILE}; "
-            "download the checkpoint again, or convert its weights to safetensors"
+            "download the model again, or convert its weights to safetensors"
         )
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        file_names = sorted(set(weight_map.values()))
-        if not file_names or any(Path(name).name != name for name in file_names):
-            raise ValueError("file names expected")
-        files = [folder / name for name in file_names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{index}: not an index of weights ({type(error).__name__}); download it again"
-        ) from error
+    weight_map = read_json_object(index, CheckpointError, "download it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is missing or empty; expected the file of each tensor")
+    for tensor, name in weight_map.items():
+        # Another folder's files are not this model's: a path is refused, whether it leads there or not.
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
+            raise CheckpointError(
+                f"{index}: weight_map says that {shown(tensor)} is in {shown(repr(name))}; expected the name of a "
+                ".safetensors file in this folder; download the model again"
+            )
+    files = [folder / name for name in sorted(set(weight_map.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise CheckpointError(
-            f"{index}: {len(absent)} of {len(files)} shards missing: {_listing(absent)}; download the checkpoint again"
+            f"{index}: {len(absent)} of {len(files)} shards missing: {_listing(absent)}; download the model again"
         )
     return index, files
 
@@ -295,32 +283,20 @@ def _open(file: Path, backend: str = "mmap") -> Iterator[Any]:
     try:
         handle = safe_open(file, framework="pt", backend=backend)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a complete safetensors file ({error}); found {file.stat().st_size:,} bytes; download it again"
-        ) from error
+        raise CheckpointError(f"{file}: cannot be read ({error}); download it again") from error
     with handle:
         yield handle
 
 
-def _header(file: Path) -> list[StoredTensor]:
-    """What a file holds. The format: 8 bytes for the length of a JSON object, the object, then the tensors' bytes."""
-    with _open(file):  # checks that the header is whole and the file as long as it says
-        pass
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        entries: dict[str, Any] = json.loads(stream.read(length))
-    entries.pop("__metadata__", None)
-    return [
-        StoredTensor(
-            file=file,
-            name=name,
-            shape=tuple(entry["shape"]),
-            dtype=entry["dtype"],
-            start=8 + length + entry["data_offsets"][0],
-            num_bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in entries.items()
-    ]
+def _stored_tensors(file: Path) -> tuple[StoredTensor, ...]:
+    try:
+        return read_header(file).tensors
+    except HeaderError as error:
+        raise CheckpointError(
+            f"{file}: not a complete safetensors file: {error}; found {file.stat().st_size:,} bytes; download it again"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _check_tied(index: WeightIndex, output: StoredTensor, embedding: StoredTensor) -> None:
@@ -343,5 +319,5 @@ def _check_scale(index: WeightIndex) -> None:
 
 
 def _listing(found: list[str]) -> str:
-    listed = ", ".join(found[:_LISTED])
+    listed = ", ".join(shown(name) for name in found[:_LISTED])
     return listed if len(found) <= _LISTED else f"{listed} and {len(found) - _LISTED} more"

@@ -34,6 +34,7 @@ class StoredTensor:
     """Where a tensor lies in a safetensors file.
 
     Attributes:
+        file: the file.
         name: in the file.
         dtype: safetensors' word, such as "BF16".
         shape: of the tensor.
@@ -41,6 +42,7 @@ class StoredTensor:
         num_bytes: how many.
     """
 
+    file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -83,12 +85,12 @@ def read_header(path: Path) -> Header:
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderError("its metadata are not strings")
-    tensors = tuple(_stored_tensor(name, entry, 8 + length) for name, entry in entries.items())
+    tensors = tuple(_stored_tensor(path, name, entry, 8 + length) for name, entry in entries.items())
     _check_layout(tensors, 8 + length, size)
     return Header(tensors, metadata)
 
 
-def _stored_tensor(name: str, entry: Any, data_start: int) -> StoredTensor:
+def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         shape, (begin, end), dtype = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
     except (TypeError, KeyError, ValueError) as error:
@@ -97,7 +99,7 @@ def _stored_tensor(name: str, entry: Any, data_start: int) -> StoredTensor:
         raise HeaderError(f"its entry {name[:80]!r} is not that of a tensor")
     if (end - begin) * 8 != prod(shape) * DTYPE_BITS[dtype]:
         raise HeaderError(f"{name[:80]!r} is {dtype} {list(shape)} but takes {end - begin:,} bytes")
-    return StoredTensor(name, dtype, shape, data_start + begin, end - begin)
+    return StoredTensor(file, name, dtype, shape, data_start + begin, end - begin)
 
 
 def _check_layout(tensors: tuple[StoredTensor, ...], data_start: int, size: int) -> None:

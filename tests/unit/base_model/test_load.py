@@ -28,9 +28,10 @@ from vibevoice_finetune.base_model.load import (
     weight_index,
     with_special_tokens,
 )
-from vibevoice_finetune.base_model.weights import StoredTensor, lazy_tensors, read_tensors, write_weights
+from vibevoice_finetune.base_model.weights import lazy_tensors, read_tensors, write_weights
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.headers import StoredTensor
 from vibevoice_finetune.latents.arithmetic import Arithmetic
 
 GOLDEN_TOKENS = SpecialTokens(speech_start=409, speech_end=410, frame=411, end_of_text=400)
@@ -100,7 +101,7 @@ def test_open_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
         open_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
         open_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="holds a JSON list; expected an object"):

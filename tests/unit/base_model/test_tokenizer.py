@@ -102,21 +102,61 @@ def test_nothing_anywhere(model: Checkpoint, tmp_path: Path) -> None:
         load_tokenizer(model, str(tmp_path / "nowhere"))
 
 
-def test_a_broken_file_is_named(model: Checkpoint) -> None:
-    (model.folder / "tokenizer.json").write_text('{"version": ')
-    with pytest.raises(CheckpointError, match="the text tokenizer cannot be read"):
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", '{"version": ', r"tokenizer\.json: is not JSON"),
+        ("tokenizer.json", "[]", r"tokenizer\.json: holds a JSON list"),
+        ("tokenizer.json", '{"version": "1.0"}', "the text tokenizer cannot be read"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}}', "cannot be read"),
+        ("tokenizer_config.json", "null", r"tokenizer_config\.json: holds a JSON NoneType"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "the text tokenizer cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(model: Checkpoint, name: str, content: str, said: str) -> None:
+    write_byte_tokenizer(model.folder)
+    (model.folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=said):
         load_tokenizer(model)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(model: Checkpoint) -> None:
+    """The golden model embeds 512 tokens."""
+    write_byte_tokenizer(model.folder)
+    settings = json.loads((model.folder / "tokenizer.json").read_text())
+    settings["added_tokens"][-1]["id"] = 600
+    vocabulary = settings["model"]["vocab"]
+    vocabulary |= {f"word{number}": number for number in range(278, 600)}
+    (model.folder / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"has ids up to \d{3}, but the embedding of .* ends at 511"):
+        load_tokenizer(model)
+
+
+def test_a_vocabulary_that_lacks_bytes_is_refused(model: Checkpoint, tmp_path: Path) -> None:
+    Qwen2Tokenizer(vocab={"a": 0, "b": 1}, merges=[]).save_pretrained(tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="does not give a text back as it was"):
+        load_tokenizer(model, str(tmp_path / "plain"))
 
 
 def test_control_tokens_come_from_the_tokenizer(model: Checkpoint, golden_dir: Path) -> None:
     assert special_tokens(load_tokenizer(model, str(golden_dir / "tokenizer"))) == SpecialTokens(409, 410, 411, 400)
 
 
-def test_a_tokenizer_without_control_tokens_is_refused(model: Checkpoint, tmp_path: Path) -> None:
-    Qwen2Tokenizer(vocab={"a": 0, "b": 1}, merges=[]).save_pretrained(tmp_path / "plain")
-    tokenizer = load_tokenizer(model, str(tmp_path / "plain"))
+def test_a_tokenizer_without_control_tokens_is_refused() -> None:
+    tokenizer = Qwen2Tokenizer(vocab={"a": 0, "b": 1}, merges=[])
     with pytest.raises(CheckpointError, match=r"lacks <\|vision_start\|>, <\|vision_end\|>, <\|vision_pad\|>;"):
         special_tokens(tokenizer)
+
+
+def test_control_tokens_that_share_an_id_are_refused() -> None:
+    class Shared:
+        name_or_path = "here"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"<|vision_start|>": 7, "<|vision_end|>": 8, "<|vision_pad|>": 8, "<|endoftext|>": 9}
+
+    with pytest.raises(CheckpointError, match=r"control tokens share an id: .*<\|vision_end\|> 8, <\|vision_pad\|> 8"):
+        special_tokens(Shared())  # type: ignore[arg-type]
 
 
 def test_prompts_of_the_original(model: Checkpoint, golden_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """Files of weights: looked through, compared with the configuration, rewritten."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from vibevoice_finetune.base_model.weights import (
     write_weights,
 )
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.atomic import WriteError, writing_folder
 
 SCALE = "model.latent_scaling_factor"
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -84,8 +86,8 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
         yield "model.language_model.norm.bias", torch.zeros(100)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        write_weights(tmp_path, broken(), max_shard_bytes=1)
+    with pytest.raises(WriteError, match="disk full"), writing_folder(tmp_path / "model") as staging:
+        write_weights(staging, broken(), max_shard_bytes=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,10 +182,22 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         index_weights(tmp_path, Layout.NATIVE)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
-def test_a_broken_index_is_named(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is not JSON"),
+        ("[]", "holds a JSON list"),
+        ("{}", "weight_map is missing or empty"),
+        ('{"weight_map": 3}', "weight_map is missing or empty"),
+        ('{"weight_map": {"a": 1}}', "weight_map says that a is in 1; expected the name of a"),
+        ('{"weight_map": {"a": "model.bin"}}', "a is in 'model.bin'; expected"),
+        ('{"weight_map": {"a": "/etc/model.safetensors"}}', "expected the name of a .safetensors file in this folder"),
+        ('{"weight_map": {"a": "sub/model.safetensors"}}', "expected the name of a .safetensors file in this folder"),
+    ],
+)
+def test_a_broken_index_is_named(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_text(content)
-    with pytest.raises(CheckpointError, match="not an index of weights"):
+    with pytest.raises(CheckpointError, match=re.escape(said)):
         index_weights(tmp_path, Layout.NATIVE)
 
 
@@ -193,7 +207,7 @@ def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     inside = tmp_path / "model"
     inside.mkdir()
     (inside / INDEX_FILE).write_text(json.dumps({"weight_map": dict.fromkeys(SHAPES, "../outside.safetensors")}))
-    with pytest.raises(CheckpointError, match="not an index of weights"):
+    with pytest.raises(CheckpointError, match=r"is in '\.\./outside\.safetensors'; expected the name"):
         index_weights(inside, Layout.NATIVE)
 
 
