@@ -10,6 +10,7 @@ In: the parsed JSON and what to call its file in messages. Out: a `VibeVoiceConf
 import copy
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from huggingface_hub.errors import StrictDataclassError
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from vibevoice_finetune.audio.decode import shown
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model.config_values import Words, check_fit, check_values
 from vibevoice_finetune.base_model.original_config import (
     HEAD_FIXED,
@@ -35,6 +37,7 @@ from vibevoice_finetune.base_model.original_config import (
 )
 from vibevoice_finetune.base_model.stored_types import check_quantization_config
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.json_objects import read_json_object
 
 # What transformers raises for values that it cannot use, where `config_values` has no rule for them.
 _REFUSALS = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
@@ -225,6 +228,51 @@ def generation_settings(config: VibeVoiceConfig) -> Json:
         "noise_scheduler_class": "DPMSolverMultistepScheduler",
         "noise_scheduler_config": dict(NOISE_SCHEDULE),
     }
+
+
+def check_sampling_rate(folder: Path) -> None:
+    """Refuse a `preprocessor_config.json` that asks for another sampling rate.
+
+    Raises:
+        CheckpointError: it does, or it is damaged.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    raw = read_json_object(path, CheckpointError, "download it again")
+    section = raw.get("audio_processor", raw)
+    if not isinstance(section, dict):
+        raise CheckpointError(
+            f"{path}: audio_processor is {shown(repr(section))[:120]}; expected an object; download the file again"
+        )
+    rate_hz = section.get("sampling_rate", SAMPLING_RATE_HZ)
+    if rate_hz != SAMPLING_RATE_HZ:
+        raise CheckpointError(
+            f"{path}: sampling_rate is {shown(repr(rate_hz))[:120]}; VibeVoice and this program work at "
+            f"{SAMPLING_RATE_HZ}"
+        )
+
+
+def check_schedule(folder: Path) -> None:
+    """Refuse a `generation_config.json` with another noise schedule than the published one, which training uses.
+
+    Raises:
+        CheckpointError: it has another, or it is damaged.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    found = read_json_object(path, CheckpointError, "download it again").get("noise_scheduler_config", {})
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path}: noise_scheduler_config is {shown(repr(found))[:120]}; expected an object; download the file again"
+        )
+    for key, expected in NOISE_SCHEDULE.items():
+        if found.get(key, expected) != expected:
+            raise CheckpointError(
+                f"{path}: noise_scheduler_config.{key} is {shown(repr(found[key]))[:120]}; this program can only train "
+                f"with {expected!r}"
+            )
 
 
 def _build(native: Json, words: Words) -> VibeVoiceConfig:

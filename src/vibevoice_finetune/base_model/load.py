@@ -1,8 +1,8 @@
-"""Open a checkpoint and load what a job needs of it: for training, for generation, or the two speech encoders alone.
+"""Open a base model and load what a job needs of it: for training, for generation, or the two speech encoders alone.
 
-Why: a checkpoint comes in two layouts, from a folder or the Hub, and a job needs only a part of it: training none of
+Why: a base model comes in two layouts, from a folder or the Hub, and a job needs only a part of it: training none of
 the speech tokenizers, encoding nothing but them. Each part is read straight from the files into its final type and
-device, one copy in memory, and only after the whole checkpoint was found to fit its configuration.
+device, one copy in memory, and only after the whole model was found to fit its configuration.
 
 In: what the user typed. Out: a `Checkpoint`, and from it transformers' modules or the encoders; fingerprints by which
 latents and adapters know the weights that they belong to.
@@ -31,12 +31,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import (
-    NOISE_SCHEDULE,
     Layout,
+    check_sampling_rate,
+    check_schedule,
     generation_settings,
     layout_of,
     part_configs,
@@ -44,7 +43,7 @@ from vibevoice_finetune.base_model.config import (
 )
 from vibevoice_finetune.base_model.hub import SETTINGS, WEIGHTS, Repository, download, locate
 from vibevoice_finetune.base_model.original_config import Json
-from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, facts, tensor_shapes
+from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, check_can_be_built, facts, tensor_shapes
 from vibevoice_finetune.base_model.weights import (
     WeightIndex,
     check_weights,
@@ -100,11 +99,11 @@ def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpo
                 f"{name_or_path}: holds an adapter, not a model; give the model that it was trained on"
             )
         raise CheckpointError(f"{name_or_path}: no config.json; expected the folder of a VibeVoice model")
-    raw = _read_json(path)
+    raw = read_json_object(path, CheckpointError, "download it again")
     config = read_config(raw, str(path))
-    _check_can_be_built(config, path)
-    _check_sampling_rate(folder)
-    _check_schedule(folder)
+    check_can_be_built(config, str(path))
+    check_sampling_rate(folder)
+    check_schedule(folder)
     layout = layout_of(raw, str(path))
     if has_weights(folder):
         index_weights(folder, layout)  # says now what is damaged or quantised, whatever is done with the model
@@ -282,10 +281,6 @@ def model_fingerprint(checkpoint: Checkpoint) -> str:
     return _fingerprint(tuned, json.dumps([text.rope_parameters, text.tie_word_embeddings], sort_keys=True))
 
 
-def _read_json(path: Path) -> Json:
-    return read_json_object(path, CheckpointError, "download it again")
-
-
 def _load(
     model_class: type[_Model],
     config: PreTrainedConfig,
@@ -320,12 +315,12 @@ def _load(
 def _without_progress_bars() -> Iterator[None]:
     """Keep "Loading weights" off the terminal: it ends without a line break, and the next message is glued to it."""
     shown_before = is_progress_bar_enabled()
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # no types there
     try:
         yield
     finally:
         if shown_before:
-            enable_progress_bar()
+            enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _without_prefix(index: WeightIndex, prefix: str) -> dict[str, StoredTensor]:
@@ -350,51 +345,3 @@ def _tensor_digest(name: str, stored: StoredTensor) -> bytes:
     for chunk in read_bytes(stored):
         digest.update(chunk)
     return digest.digest()
-
-
-def _check_can_be_built(config: VibeVoiceConfig, path: Path) -> None:
-    """Build the model without its memory: what `config_values` has no rule for shows here."""
-    try:
-        tensor_shapes(config)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{path}: no model can be built from this configuration ({type(error).__name__}: {said}); "
-            "download the file again"
-        ) from error
-
-
-def _check_sampling_rate(folder: Path) -> None:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return
-    raw = _read_json(path)
-    section = raw.get("audio_processor", raw)
-    if not isinstance(section, dict):
-        raise CheckpointError(
-            f"{path}: audio_processor is {shown(repr(section))[:120]}; expected an object; download the file again"
-        )
-    rate_hz = section.get("sampling_rate", SAMPLING_RATE_HZ)
-    if rate_hz != SAMPLING_RATE_HZ:
-        raise CheckpointError(
-            f"{path}: sampling_rate is {shown(repr(rate_hz))[:120]}; VibeVoice and this program work at "
-            f"{SAMPLING_RATE_HZ}"
-        )
-
-
-def _check_schedule(folder: Path) -> None:
-    """A native model's noise schedule stands beside its configuration; training knows only the published one."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return
-    found = _read_json(path).get("noise_scheduler_config", {})
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{path}: noise_scheduler_config is {shown(repr(found))[:120]}; expected an object; download the file again"
-        )
-    for key, expected in NOISE_SCHEDULE.items():
-        if found.get(key, expected) != expected:
-            raise CheckpointError(
-                f"{path}: noise_scheduler_config.{key} is {shown(repr(found[key]))[:120]}; this program can only train "
-                f"with {expected!r}"
-            )

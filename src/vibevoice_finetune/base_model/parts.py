@@ -21,6 +21,7 @@ from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import part_configs
 from vibevoice_finetune.base_model.original_config import NUM_TRAIN_TIMESTEPS
+from vibevoice_finetune.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,22 @@ def _tensor_shapes(config_json: str) -> dict[str, tuple[int, ...]]:
     if facts(config).tied:
         del shapes[tensor_names.LM_HEAD]
     return shapes
+
+
+def check_can_be_built(config: VibeVoiceConfig, where: str) -> None:
+    """Build the model without its memory: what `config_values` has no rule for shows here.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    try:
+        tensor_shapes(config)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{where}: no model can be built from this configuration ({type(error).__name__}: {said}); "
+            "download the file again"
+        ) from error
 
 
 def config(model: nn.Module) -> VibeVoiceConfig:
