@@ -30,7 +30,8 @@ from benchmarks import record
 from benchmarks.ceiling import has_bf16
 from benchmarks.watch import Peak, Watch
 from vibevoice_finetune.base_model.random_model import write_random_checkpoint
-from vibevoice_finetune.commands.estimate import predict
+from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.memory.predict import predict
 
 AIM_GB = 14.0
 DISK_NEEDED = {"tiny": 10**8, "1.5b": 7 * 10**9, "7b": 24 * 10**9}
@@ -67,7 +68,7 @@ def main() -> None:
         print(f"checkpoint: {checkpoint_bytes / 1e9:.2f} GB in {write_sec:.0f} s")
         write_rows(folder / "train.jsonl", flags.clips)
         words = train_words(folder, flags)
-        predicted = predict([*words[1:], "--use_cpu", "True"]).memory
+        predicted = predict(parse([*words[1:], "--use_cpu", "True"])).memory
         code, watch, seconds = run(words, folder / "out", flags.steps)
         log = (folder / "stderr.txt").read_text(encoding="utf-8")
         print(log)

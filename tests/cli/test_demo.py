@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
+from vibevoice_finetune.arguments import make_arguments
 from vibevoice_finetune.commands import table
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.demo import demo
@@ -57,7 +58,7 @@ def test_a_missing_matplotlib_is_said_before_anything_is_made(
 
 
 def test_the_flags_of_the_demo_are_flags_of_train(tmp_path: Path) -> None:
-    arguments = parse(demo.training_flags(tmp_path / "model", tmp_path / "run", max_steps=7))
+    arguments = make_arguments(demo.training_flags(tmp_path / "model", tmp_path / "run", max_steps=7))
     assert arguments.loop.max_steps == 7
     assert arguments.data.train_jsonl == str(demo.SPEECH)
 

@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 
 from vibevoice_finetune.commands import table
-from vibevoice_finetune.commands.estimate import predict
-from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.commands.estimate import SUMMARY, EstimateFlags, filled
+from vibevoice_finetune.commands.parser import parse, parse_run
 from vibevoice_finetune.demo.demo import SPEECH
+from vibevoice_finetune.memory.predict import Prediction
+from vibevoice_finetune.memory.predict import predict as predict_arguments
 from vibevoice_finetune.training.load_data import prepare
 from vibevoice_finetune.training.run import expected_memory
+
+
+def predict(words: list[str]) -> Prediction:
+    arguments, flags = parse_run(words, "estimate", SUMMARY, EstimateFlags, filled)
+    return predict_arguments(arguments, flags.clip_sec, flags.processes)
 
 
 def test_a_released_model_needs_no_download(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +91,7 @@ def test_a_recording_whose_length_is_not_known_is_said(tiny_checkpoint: Path, tm
         (["--model_name_or_path", "m", "--clip_sec", "0"], "--clip_sec 0: must be above 0."),
         (["--model_name_or_path", "m", "--processes", "0"], "--processes 0: must be at least 1."),
         (["--model_name_or_path", "m", "--fsdp"], "--fsdp splits weights over processes, but there is one"),
-        (["--model_name_or_path", "m", "--lora_rank", "4"], "--lora_rank is no flag"),
+        (["--model_name_or_path", "m", "--lora_rank", "4"], "--lora_rank is not a flag; did you mean --lora_r?"),
         (["--model_name_or_path", "no/../model"], "no/../model: no such folder"),
     ],
 )

@@ -84,17 +84,17 @@ def test_inspect_fix(model: str, adapter: str, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["inspect"], "the following arguments are required: PATH (all flags: vibevoice-finetune inspect --help)"),
+        (["inspect"], "PATH: missing; all flags: vibevoice-finetune inspect --help"),
         (["inspect", "nowhere/at/all"], "nowhere/at/all: no such folder"),
         (["inspect", "EMPTY"], "holds no adapter"),
         (["inspect", "ADAPTER", "--fix", "x"], "--fix needs --model_name_or_path"),
         (["inspect", "MODEL", "--fix", "x"], "--fix rewrites an adapter"),
         (
             ["merge", "--model_name_or_path", "MODEL", "--output", "x"],
-            "the following arguments are required: --adapter",
+            "--adapter: missing",
         ),
         (["merge", "--model_name_or_path", "MODEL", "--adapter", "EMPTY", "--output", "EMPTY/x"], "holds no adapter"),
-        (["convert", "--model_name_or_path", "MODEL", "--output", "x"], "required: --layout"),
+        (["convert", "--model_name_or_path", "MODEL", "--output", "x"], "--layout: missing"),
         (
             ["convert", "--model_name_or_path", "MODEL", "--output", "EMPTY/x", "--layout", "native"],
             "names the text tokenizer Qwen/Qwen2.5-1.5B: no such folder",  # and it is not in the cache

@@ -1,310 +1,71 @@
-"""`estimate`: what a `train` command line would need, before anything large is downloaded or encoded.
+"""The command `estimate`."""
 
-In come the flags of `train`; out go, on the terminal, the peak of memory with what it is made of, the GPUs that it
-fits, the flags that would lower it, and the number of steps. Of the model only its configuration is read (of the
-released models not even that), of recordings only the headers.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import argparse
-import io
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import cast
-
-import soundfile
 from rich.console import Console
 from rich.table import Table
-from transformers import VibeVoiceConfig
 
-from vibevoice_finetune.arguments import Arguments
-from vibevoice_finetune.audio.source import AudioSource, num_frames
-from vibevoice_finetune.base_model.config import config_to_native
-from vibevoice_finetune.base_model.load import Checkpoint, open_checkpoint
-from vibevoice_finetune.base_model.parts import ModelFacts, facts
-from vibevoice_finetune.base_model.random_model import Size, original_config
-from vibevoice_finetune.base_model.tokenizer import load_tokenizer
-from vibevoice_finetune.commands.parser import parse
-from vibevoice_finetune.data.jsonl import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
-from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt, parse_script
-from vibevoice_finetune.data.voice_prompts import PlannedRow, make_requests, plan_rows
-from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.latents.store import LatentStore, Segment
-from vibevoice_finetune.memory.count import MicroBatch, measure
-from vibevoice_finetune.memory.estimate import (
-    CARDS_GIB,
-    GIB,
-    Estimate,
-    estimate,
-    gigabytes,
-    largest,
-    micro_batches,
-    optimizer_steps,
-    recipe_of,
-)
+from vibevoice_finetune.commands.parser import parse_run
+from vibevoice_finetune.flags.declare import COUNT, POSITIVE, flag
 
-RELEASED: dict[str, Size] = {
-    "microsoft/VibeVoice-1.5B": "1.5b",
-    "microsoft/VibeVoice-Large": "7b",
-    "aoi-ot/VibeVoice-Large": "7b",
-}
-"""Models whose configuration is known without asking the Hub."""
+if TYPE_CHECKING:
+    from vibevoice_finetune.memory.predict import Prediction
 
-BYTES_A_TOKEN = 4
-"""Of English text in Qwen2.5's tokenizer, about; taken where no tokenizer is at hand."""
-
-CHARACTERS_A_SEC = 15
-"""Of English speech."""
-
-PLACEHOLDER_TOKENS = SpecialTokens(speech_start=0, speech_end=1, frame=2, end_of_text=3)
-"""Lengths do not depend on ids."""
+SUMMARY = "Memory and steps of a training, and which GPUs it fits; takes the flags of train."
+UNKNOWN_ROWS = "unknown"
+"""Name of a data set that is on no machine: rows are assumed."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is trained on: rows, or what is assumed of them.
+@dataclass(kw_only=True)
+class EstimateFlags:
+    """The flags of `estimate` beside those of `train`."""
 
-    Attributes:
-        rows: planned rows; empty if they are not known.
-        notes: what was assumed, for the reader.
-    """
-
-    rows: list[PlannedRow]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a command line would need.
-
-    Attributes:
-        memory: at its peak.
-        rows: training rows; zero if they are not known.
-        steps: optimizer steps of the whole run; zero if rows are not known.
-        steps_an_epoch: the same of an epoch.
-        notes: what was assumed, for the reader.
-    """
-
-    memory: Estimate
-    rows: int
-    steps: int
-    steps_an_epoch: int
-    notes: tuple[str, ...]
+    clip_sec: float = flag(
+        10.0,
+        help="Length of the clips where they are not known yet, in seconds.",
+        group="estimate",
+        range=POSITIVE,
+    )
+    processes: int = flag(
+        1,
+        help="Processes that would train together; the memory is that of one.",
+        group="estimate",
+        range=COUNT,
+    )
 
 
-def run(words: Sequence[str]) -> None:
-    """The command `estimate`: predict and print.
+def estimate(words: list[str]) -> None:
+    """Run `estimate` with the words that follow the command.
 
     Raises:
-        UserError: as `predict`.
+        UserError: a mistake in the flags; the model's configuration cannot be read; rows cannot be used.
     """
-    _print(Console(highlight=False, soft_wrap=True), predict(words))
+    arguments, flags = parse_run(words, "estimate", SUMMARY, EstimateFlags, fill=filled)
+    arguments.loop.check_processes(flags.processes)
+    from vibevoice_finetune.memory.predict import predict
+
+    print_prediction(Console(highlight=False, soft_wrap=True), predict(arguments, flags.clip_sec, flags.processes))
 
 
-def predict(words: Sequence[str]) -> Prediction:
-    """What the flags of a `train` command line come to; on a GPU, unless they hold `--use_cpu True`.
-
-    Raises:
-        ArgumentError: a flag that `train` would not take.
-        CheckpointError: the model's configuration cannot be read.
-        DataError: rows cannot be used.
-    """
-    own, arguments = _parse(words)
-    config, checkpoint = _model(arguments)
-    model_facts = facts(config)
-    workload = _workload(arguments, own, model_facts, checkpoint)
-    size = measure(config)
-    recipe = recipe_of(arguments, "cpu" if arguments.given.get("use_cpu") else "cuda", own.processes)
-    if not workload.rows:
-        memory = estimate(size, recipe, _assumed(arguments, own, model_facts), encodes=True)
-        return Prediction(memory, 0, 0, 0, workload.notes)
-    memory = largest(size, recipe, micro_batches(arguments, workload.rows, own.processes), encodes=True)
-    steps, an_epoch = optimizer_steps(arguments, workload.rows, own.processes)
-    return Prediction(memory, len(workload.rows), steps, an_epoch, workload.notes)
+def filled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `train` requires and memory does not depend on."""
+    rows = {} if given.keys() & {"train_jsonl", "dataset_name"} else {"dataset_name": UNKNOWN_ROWS}
+    return {"output_dir": "", "do_train": True, **rows}
 
 
-def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, Arguments]:
-    """The command's own flags, and those of `train`; what `train` requires and memory ignores is filled in."""
-    parser = argparse.ArgumentParser(
-        prog="vibevoice-finetune estimate",
-        description="Memory and steps of a training. Takes all flags of train, and:",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--clip_sec", type=float, default=10.0, help="length of the clips where they are not known yet, in seconds"
-    )
-    parser.add_argument(
-        "--processes", type=int, default=1, help="processes that would train together; the memory is that of one"
-    )
-    own, rest = parser.parse_known_args(list(words))
-    if own.clip_sec <= 0:
-        raise ArgumentError(f"--clip_sec {own.clip_sec:g}: must be above 0.")
-    if own.processes < 1:
-        raise ArgumentError(f"--processes {own.processes}: must be at least 1.")
-    given = {word.split("=")[0].replace("-", "_").lstrip("_") for word in rest}
-    filled = [] if "output_dir" in given else ["--output_dir", ""]
-    if not given & {"train_jsonl", "dataset_name", "config"}:
-        filled += ["--dataset_name", "unknown"]
-    arguments = parse([*rest, *filled, "--do_train"], command="estimate")
-    arguments.loop.check_processes(own.processes)
-    return own, arguments
+def print_prediction(console: Console, prediction: "Prediction") -> None:
+    """Print the steps, the account of memory, the GPUs and what would lower the peak."""
+    from vibevoice_finetune.memory.estimate import CARDS_GIB, GIB, gigabytes
 
-
-def _model(arguments: Arguments) -> tuple[VibeVoiceConfig, Checkpoint | None]:
-    """The configuration, and the checkpoint if it was opened for that."""
-    name = arguments.model.model_name_or_path
-    if name in RELEASED and not Path(name).is_dir():
-        return config_to_native(original_config(RELEASED[name]), name), None
-    cache_dir = Path(arguments.model.cache_dir) if arguments.model.cache_dir else None
-    checkpoint = open_checkpoint(name, cache_dir)
-    return checkpoint.config, checkpoint
-
-
-def _workload(
-    arguments: Arguments, own: argparse.Namespace, model_facts: ModelFacts, checkpoint: Checkpoint | None
-) -> Workload:
-    bad_rows = BadRows(arguments.data.on_bad_row)
-    rows = _read_rows(arguments, bad_rows)
-    if rows is None:
-        return Workload([], (f"rows are not known: clips of {own.clip_sec:g} s assumed (--clip_sec)",))
-    requests = make_requests(
-        rows,
-        seed=arguments.loop.draw_seed,
-        cuts_per_clip=arguments.data.prompt_cuts_per_clip,
-        normalize_targets=arguments.data.normalize_targets,
-        bad_rows=bad_rows,
-    )
-    encode, note = _text_lengths(arguments, checkpoint)
-    lengths = HeaderLengths(model_facts, own.clip_sec)
-    longest = min(arguments.data.max_length or model_facts.max_positions, model_facts.max_positions)
-    # Planning asks the latent store for nothing but keys and lengths.
-    planned = plan_rows(requests, cast(LatentStore, lengths), encode, PLACEHOLDER_TOKENS, longest, bad_rows)
-    bad_rows.check(len(rows) + bad_rows.counts.total())
-    notes = [note] if note else []
-    if lengths.unread:
-        notes.append(f"{lengths.unread:,} recordings whose header says no length: taken as {own.clip_sec:g} s")
-    if bad_rows.summary():
-        notes.append(f"left out: {bad_rows.summary()}")
-    return Workload(planned, tuple(notes))
-
-
-def _read_rows(arguments: Arguments, bad_rows: BadRows) -> Sequence[Row] | None:
-    """The training rows where they lie on this machine, else None."""
-    data = arguments.data
-    columns = Columns(
-        text=data.text_column_name,
-        audio=data.audio_column_name,
-        voice_prompts=data.voice_prompts_column_name,
-        speaker=data.speaker_column_name,
-    )
-    if data.train_jsonl:
-        rows: Sequence[Row] = read_jsonl(Path(data.train_jsonl), columns, bad_rows)
-    elif data.dataset_name and Path(data.dataset_name).is_dir():
-        rows = read_dataset(
-            data.dataset_name,
-            data.dataset_config_name,
-            data.train_split_name,
-            columns,
-            None,
-            bad_rows,
-            ignore_verifications=data.ignore_verifications,
-        )
-    else:
-        return None
-    if arguments.loop.evaluates and not data.validation_jsonl and data.eval_split_size:
-        rows, _ = split_off(rows, data.eval_split_size, arguments.loop.draw_seed)
-    return rows
-
-
-def _text_lengths(arguments: Arguments, checkpoint: Checkpoint | None) -> tuple[Encode, str]:
-    """The text tokenizer if it lies on this machine, else a stand-in with about as many tokens; and a note of that."""
-    named = arguments.model.processor_name_or_path
-    folder = Path(named) if named else checkpoint.folder if checkpoint else None
-    if checkpoint is not None and folder is not None and any(folder.glob("tokenizer.json")):
-        tokenizer = load_tokenizer(checkpoint, named)
-        return partial(tokenizer.encode, add_special_tokens=False), ""
-    return approximate_encode, f"no text tokenizer at hand: a token for {BYTES_A_TOKEN} bytes of text assumed"
-
-
-def approximate_encode(text: str) -> list[int]:
-    """As many ids as the text has tokens, about.
-
-    >>> len(approximate_encode("The kettle was still warm."))
-    7
-    """
-    return [0] * math.ceil(len(text.encode()) / BYTES_A_TOKEN)
-
-
-@dataclass(eq=False)
-class HeaderLengths:
-    """Lengths of segments from the headers of their files; stands where planning asks the latent store.
-
-    Attributes:
-        model_facts: for the frame's length.
-        unknown_sec: length that is assumed where a header says none.
-        unread: recordings for which that was done.
-    """
-
-    model_facts: ModelFacts
-    unknown_sec: float
-    unread: int = 0
-    _samples: dict[AudioSource, int] = field(default_factory=dict)
-    _frames: dict[str, int] = field(default_factory=dict)
-
-    def key(self, segment: Segment) -> str:
-        """A name for the segment, the same for the same piece of the same source."""
-        key = f"{id(segment.source)} {segment.cut}"
-        if key not in self._frames:
-            if segment.source not in self._samples:
-                self._samples[segment.source] = self._measure(segment.source)
-            samples = self._samples[segment.source]
-            if segment.cut is not None:
-                start, end = segment.cut.drawn(segment.source.label).span(samples, self.model_facts.hop_length)
-                samples = end - start
-            self._frames[key] = num_frames(samples, self.model_facts.hop_length)
-        return key
-
-    def num_frames(self, key: str) -> int:
-        """Frames of a segment by its key."""
-        return self._frames[key]
-
-    def _measure(self, source: AudioSource) -> int:
-        """Samples at the model's rate."""
-        if source.array is not None:
-            seconds = len(source.array) / (source.sampling_rate_hz or self.model_facts.sampling_rate_hz)
-        else:
-            try:
-                file = str(source.path) if source.path is not None else io.BytesIO(source.data or b"")
-                seconds = soundfile.info(file).duration
-            except soundfile.LibsndfileError:
-                self.unread += 1
-                seconds = self.unknown_sec
-        return max(1, round(seconds * self.model_facts.sampling_rate_hz))
-
-
-def _assumed(arguments: Arguments, own: argparse.Namespace, model_facts: ModelFacts) -> MicroBatch:
-    """A micro-batch of clips of the assumed length, with a voice prompt of half of it, at most 15 s."""
-    rate = model_facts.sampling_rate_hz / model_facts.hop_length
-    frames, prompt = math.ceil(own.clip_sec * rate), math.ceil(min(own.clip_sec / 2, 15) * rate)
-    text = "Speaker 0: " + "x" * math.ceil(own.clip_sec * CHARACTERS_A_SEC)
-    ids, _ = generation_prompt(approximate_encode, PLACEHOLDER_TOKENS, parse_script(text, "assumed"), [prompt])
-    tokens = len(ids) + frames + 2
-    rows = arguments.loop.per_device_train_batch_size
-    if arguments.data.max_tokens_per_batch is not None:
-        rows = max(1, arguments.data.max_tokens_per_batch // tokens)
-    return MicroBatch(rows, rows * tokens, rows * frames, labels=rows * (tokens - frames - prompt))
-
-
-def _print(console: Console, prediction: Prediction) -> None:
     memory = prediction.memory
     batch = memory.batch
     for note in prediction.notes:
         console.print(note)
     if prediction.rows:
         console.print(
-            f"{prediction.rows:,} rows; {prediction.steps:,} optimizer steps, {prediction.steps_an_epoch:,} an epoch"
+            f"{prediction.rows:,} rows; {prediction.steps:,} optimizer steps, {prediction.steps_an_epoch:,} per epoch"
         )
     console.print(f"largest micro-batch: {batch.rows:,} rows, {batch.tokens:,} tokens, {batch.frames:,} frames\n")
     table = Table(title="memory at the peak of training", title_justify="left")

@@ -1,85 +1,367 @@
-"""A command line, optionally on top of a YAML file with the same names, becomes `Arguments`.
+"""The one parser of all commands: dataclasses of flags in, the values that were given out.
 
-Why here and not in `arguments.py`: that file says what the flags are, this one what is said of a wrong one.
+A flag is a field of a dataclass (`flags/`), and this turns fields into argparse's arguments, YAML files into words
+(`flags/config.py`), and every mistake into one line. Defaults stay in the dataclass: the parser returns only what
+somebody typed, or wrote into the file of `--config`, which is what a run records.
+
+Nothing heavy is imported until it is needed: `--help` lists our own flags at once, and `--help_all` those of
+transformers too.
 """
 
-import difflib
-from argparse import SUPPRESS
-from collections.abc import Sequence
-from dataclasses import fields
+import argparse
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from transformers import HfArgumentParser
-
-from vibevoice_finetune.arguments import Arguments, DataArguments, FinetuneArguments, ModelArguments
 from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.flags.config import words_of
+from vibevoice_finetune.flags.data import DataArguments
+from vibevoice_finetune.flags.declare import check_values, shown
+from vibevoice_finetune.flags.loop import LoopFlags
+from vibevoice_finetune.flags.model import ModelArguments
+from vibevoice_finetune.flags.names import unknown_flag
 
-GONE_FLAGS = {
-    "evaluation_strategy": "--eval_strategy",
-    "logging_dir": "the TENSORBOARD_LOGGING_DIR variable (default: OUTPUT_DIR/runs)",
-    "overwrite_output_dir": "another --output_dir",
-    "save_safetensors": "nothing: weights are always safetensors",
-    "group_by_length": "nothing: rows are packed without padding",
-    "no_cuda": "--use_cpu",
-}
-"""Flags of older scripts that transformers 5 no longer has, and what to write instead."""
+if TYPE_CHECKING:
+    from vibevoice_finetune.arguments import Arguments
 
-MAX_CONFIG_BYTES = 1_000_000
+PROGRAM = "vibevoice-finetune"
+YES, NO = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+GROUPS = ("run", "model", "data", "what is trained", "losses", "steps", "memory and speed", "logs and checkpoints")
+"""The order of the help; a group without flags is not shown, and any other comes after these."""
+INHERITED_GROUP = "flags of transformers' TrainingArguments"
 
-SECRETS = ("hub_token",)
-"""Flags that are written to no file."""
-
-
-class _Parser(HfArgumentParser):
-    """Raises instead of printing a page of usage and leaving."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ArgumentError(f"{message} (all flags: vibevoice-finetune {self.prog.split()[-1]} --help)")
+Flags = TypeVar("Flags")
 
 
-def parse(argv: Sequence[str], command: str = "train") -> Arguments:
-    """Parse a command line; `--config file.yaml` gives values that flags after it on the command line override.
+def parse_flags(kind: type[Flags], command: str, words: Sequence[str], summary: str) -> Flags:
+    """Parse the command line of a command that has one dataclass of flags.
+
+    Args:
+        kind: the dataclass.
+        command: the command's name.
+        words: those that follow it.
+        summary: what the command does, for its help.
+
+    Raises:
+        ArgumentError: a flag or a value that cannot be.
+        SystemExit: `--help` was answered.
+    """
+    parser = Parser(command, summary, [kind])
+    given = parser.parse(words)
+    parser.require(given)
+    check_values(given, [kind])
+    return kind(**given)
+
+
+def parse(words: Sequence[str], command: str = "train") -> "Arguments":
+    """Parse a command line with the flags of `train`.
 
     Raises:
         ArgumentError: an unknown flag, a value of the wrong kind, a combination that cannot be carried out.
+        SystemExit: `--help` was answered.
     """
-    parser = _Parser(
-        [ModelArguments, DataArguments, FinetuneArguments],  # type: ignore[list-item]  # its hint wants a type variable
-        prog=f"vibevoice-finetune {command}",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", default=SUPPRESS, help="YAML file with the same names; the command line wins.")
-    words = list(argv)
-    if not {"--help", "-h"} & set(words):
-        words = _with_config(words)
-    try:
-        model, data, loop, *_, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
+    return parse_run(words, command, "Fine-tune a VibeVoice model on speech; the result is an adapter.")[0]
+
+
+def parse_run(
+    words: Sequence[str],
+    command: str,
+    summary: str,
+    own: type | None = None,
+    fill: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+) -> tuple["Arguments", Any]:
+    """Parse the command line of a command that takes the flags of `train`, and perhaps some of its own.
+
+    Args:
+        words: those that follow the command.
+        command: its name.
+        summary: what it does, for its help.
+        own: a dataclass of its own flags.
+        fill: from the values that were given, those that the command sets by itself where nothing was.
+
+    Returns:
+        The arguments, and an instance of `own`, or None without one.
+
+    Raises:
+        ArgumentError: an unknown flag, a value of the wrong kind, a combination that cannot be carried out.
+        SystemExit: `--help` was answered.
+    """
+    kinds = [*([own] if own else []), ModelArguments, DataArguments, LoopFlags]
+    parser = Parser(command, summary, kinds, more=_loop_with_transformers)
+    given = parser.parse(words)
+    parser.require(given)
+    own_names = {f.name for f in fields(own)} if own else set()
+    own_values = {name: value for name, value in given.items() if name in own_names}
+    rest = {name: value for name, value in given.items() if name not in own_names}
+    flags = None
+    if own is not None:
+        check_values(own_values, [own])
+        flags = own(**own_values)
+    from vibevoice_finetune.arguments import make_arguments
+
+    return make_arguments(rest, fill(rest) if fill else None), flags
+
+
+def _loop_with_transformers() -> list[type]:
+    from vibevoice_finetune.arguments import FinetuneArguments
+
+    return [FinetuneArguments]
+
+
+class Parser:
+    """Parses the command line of one command.
+
+    Args:
+        command: its name.
+        summary: what it does, for its help.
+        kinds: the dataclasses that declare its flags; a later one overrides a flag of an earlier one.
+        more: gives further dataclasses, whose import takes long; they are asked for when words are parsed.
+    """
+
+    def __init__(
+        self, command: str, summary: str, kinds: Sequence[type], more: Callable[[], Sequence[type]] | None = None
+    ) -> None:
+        self.command, self.summary = command, summary
+        self.kinds = list(kinds)
+        self.more = more
+
+    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+        """The flags that were given, by name, with their values.
+
+        Raises:
+            ArgumentError: a flag that is not one, a value of the wrong kind.
+            SystemExit: `--help` was answered.
+        """
+        normal = _normalise(words)
+        asked_for_all = "--help_all" in normal
+        if self.more is not None and (asked_for_all or not {"--help", "-h"} & set(normal)):
+            self.kinds.extend(self.more())
+        parser = self._argparse()
+        if asked_for_all or {"--help", "-h"} & set(normal):
+            print(parser.format_help(), end="")  # noqa: T201  # what was asked for
+            raise SystemExit(0)
+        try:
+            expanded = normal if self.more is None else _with_config(normal)
+            namespace, unknown = parser.parse_known_args(expanded)
+        except argparse.ArgumentError as error:
+            raise ArgumentError(_said(error)) from error
+        if unknown:
+            raise ArgumentError(self._stray(unknown[0]))
+        return vars(namespace)
+
+    def require(self, given: dict[str, Any]) -> None:
+        """Refuse a command line without a flag that has no default.
+
+        Raises:
+            ArgumentError: names all that are missing.
+        """
+        required = [f for f in self.fields().values() if f.default is MISSING and f.default_factory is MISSING]
+        missing = [
+            f.name.upper() if f.metadata.get("positional") else f"--{f.name}" for f in required if f.name not in given
+        ]
+        if missing:
+            raise ArgumentError(f"{', '.join(missing)}: missing; all flags: {PROGRAM} {self.command} --help")
+
+    def fields(self) -> dict[str, Field[Any]]:
+        """All flags by name."""
+        return {f.name: f for kind in self.kinds for f in fields(kind) if f.init}
+
+    def _stray(self, word: str) -> str:
+        if word.startswith("-"):
+            return unknown_flag(word, list(self.fields()))
+        return f'"{shown(word)}" belongs to no flag; a value with spaces needs quotation marks.'
+
+    def _argparse(self) -> argparse.ArgumentParser:
+        parser = _Quiet(
+            prog=f"{PROGRAM} {self.command}",
+            usage=f"{PROGRAM} {self.command} {self._usage()}[--flag value ...]",
+            description=self.summary,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            exit_on_error=False,
+            add_help=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         )
-    except ValueError as error:  # transformers' own checks of its arguments
-        raise ArgumentError(" ".join(str(error).split())) from error
-    if unknown:
-        raise ArgumentError(_unknown_flag(unknown[0], [f.name for c in parser.dataclass_types for f in fields(c)]))
-    values = vars(parser.parse_known_args(words)[0])
-    given = {
-        name: value.value if isinstance(value, Enum) else value
-        for name, value in values.items()
-        if value != parser.get_default(name) and name not in SECRETS
-    }
-    return Arguments(model, data, loop, given)
+        groups: dict[str, Any] = {heading: parser.add_argument_group(heading) for heading in GROUPS}
+        kinds_of = {name: hint for kind in self.kinds for name, hint in get_type_hints(kind).items()}
+        for f in self.fields().values():
+            heading = f.metadata.get("group") or ("flags" if "shown_default" in f.metadata else INHERITED_GROUP)
+            if heading not in groups:
+                groups[heading] = parser.add_argument_group(heading)
+            options = argument_of(f, kinds_of[f.name])
+            name = f.name if f.metadata.get("positional") else f"--{f.name}"
+            groups[heading].add_argument(name, **options)
+        other = parser.add_argument_group("help")
+        other.add_argument("--help", "-h", action="store_true", help="this list")
+        if self.more is not None:
+            other.add_argument("--config", metavar="FILE", help="YAML file with flags; the command line wins")
+            other.add_argument("--help_all", action="store_true", help="the same with all flags of transformers")
+        return parser
+
+    def _usage(self) -> str:
+        named = [f.name.upper() for f in self.fields().values() if f.metadata.get("positional")]
+        return "".join(f"{name} " for name in named)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Takes no aliases: a few lines of them, each naming the one before ten times, unfold to gigabytes."""
+class _Quiet(argparse.ArgumentParser):
+    """Raises where argparse would print a page of usage and leave."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse where another value is referred to."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken; write the value out")
-        return super().compose_node(parent, index)
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message} (all flags: {self.prog} --help)")
+
+
+def argument_of(declared: Field[Any], hint: Any) -> dict[str, Any]:
+    """What argparse is told about a flag: how its words become a value, and its line of help."""
+    metadata = declared.metadata
+    kinds = [kind for kind in (get_args(hint) if _is_union(hint) else (hint,)) if kind is not types.NoneType]
+    options: dict[str, Any] = {"help": _help(declared)}
+    if metadata.get("positional"):
+        options["nargs"] = "?"  # a missing one is told by `require`
+    else:
+        options["metavar"] = "VALUE"
+    choices = next((found for kind in kinds if (found := _choices(kind))), metadata.get("choices"))
+    if kinds == [bool]:
+        options |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+    elif choices:
+        options |= {"type": _one_of(tuple(choices)), "metavar": "|".join(choices) if len(choices) < 6 else "NAME"}
+    elif any(kind is dict or get_origin(kind) is dict for kind in kinds):
+        options |= {"type": _mapping, "metavar": "JSON"}
+    elif any(get_origin(kind) is list for kind in kinds):
+        if str in kinds:
+            options |= {"nargs": "+", "action": _SplitWords}
+        else:
+            options |= {"nargs": "+", "action": "extend"} if metadata.get("is_list") else {"action": "append"}
+        options["type"] = _text
+    elif metadata.get("is_list"):
+        options |= {"type": _text, "nargs": "+", "action": _JoinWords}
+    elif int in kinds or float in kinds:
+        options |= {"type": _number(int if int in kinds else float), "metavar": "N"}
+    else:
+        options["type"] = _text
+    return options
+
+
+class _JoinWords(argparse.Action):
+    """Several words, from a shell or a YAML list, are one value with commas."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:  # noqa: ARG002
+        setattr(namespace, self.dest, ",".join(values))
+
+
+class _SplitWords(argparse.Action):
+    """Words separated by commas or blanks are a list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:  # noqa: ARG002
+        setattr(namespace, self.dest, [word for value in values for word in value.replace(",", " ").split()])
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if get_origin(kind) is Literal and all(isinstance(value, str) for value in get_args(kind)):
+        return get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return tuple(str(member.value) for member in kind)
+    return ()
+
+
+def _help(declared: Field[Any]) -> str:
+    metadata = declared.metadata
+    text = str(metadata.get("help") or "").rstrip(".")
+    default = metadata.get("shown_default")
+    if default is None and declared.default not in (MISSING, None):
+        default = str(declared.default)
+    if default is None and declared.default is MISSING and declared.default_factory is MISSING:
+        default = "required"
+    note = f" [{default}]" if default else ""
+    return f"{text}{note}".replace("%", "%%").strip()
+
+
+def _text(word: str) -> str:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{shown(word)}: is not valid UTF-8; rename the file, or correct the text"
+        ) from None
+    if "\0" in word:
+        raise argparse.ArgumentTypeError(f"{shown(word)}: holds a NUL character; leave it out")
+    return word
+
+
+def _boolean(word: str) -> bool:
+    if word.lower() not in (*YES, *NO):
+        raise argparse.ArgumentTypeError(f"{shown(word)}: must be True or False")
+    return word.lower() in YES
+
+
+def _number(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(word: str) -> float:
+        try:
+            return kind(word)
+        except ValueError:
+            said = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{shown(word)}: must be {said}") from None
+
+    return number
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def choose(word: str) -> str:
+        if word not in choices:
+            raise argparse.ArgumentTypeError(f"{shown(word)}: must be one of {', '.join(choices)}")
+        return word
+
+    return choose
+
+
+def _mapping(word: str) -> dict[str, Any]:
+    try:
+        value = json.loads(word)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{shown(word)}: must be a JSON object, such as {{"name": 1}}')
+    return value
+
+
+def _said(error: argparse.ArgumentError) -> str:
+    """One line of argparse's complaint, as in `--lora_r eight: must be a whole number`."""
+    name, message = error.argument_name or "", error.message or ""
+    cause = error.__context__
+    if isinstance(cause, argparse.ArgumentTypeError):
+        return f"{name} {message}."
+    if "expected" in message:
+        return f'{name} needs a value; one that begins with a dash is written {name}="-…".'
+    return f"{name}: {message}."
+
+
+def _normalise(words: Sequence[str]) -> list[str]:
+    """Flags with underscores, and a negative number tied to its flag, which argparse would take for one itself."""
+    found: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            found.append("--" + name[2:].replace("-", "_") + equals + value)
+        elif found and found[-1].startswith("--") and "=" not in found[-1] and _is_negative(word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def _is_negative(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return word.startswith("-")
 
 
 def _with_config(words: list[str]) -> list[str]:
@@ -88,39 +370,13 @@ def _with_config(words: list[str]) -> list[str]:
     if "--config" not in spread:
         return words
     at = spread.index("--config")
-    if at + 1 == len(spread):
-        raise ArgumentError("--config needs the path of a YAML file.")
-    path = Path(spread[at + 1])
-    return _flags_of(path) + spread[:at] + spread[at + 2 :]
+    if at + 1 == len(spread) or spread.count("--config") > 1:
+        raise ArgumentError("--config needs the path of one YAML file.")
+    return words_of(Path(_path_of_config(spread[at + 1]))) + spread[:at] + spread[at + 2 :]
 
 
-def _flags_of(path: Path) -> list[str]:
+def _path_of_config(word: str) -> str:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES or not path.is_file():
-            raise ArgumentError(f"--config {path}: is no file of at most {MAX_CONFIG_BYTES:,} bytes.")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
-    except OSError as error:
-        raise ArgumentError(f"--config {path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ArgumentError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ArgumentError(f"--config {path}: expected `name: value` lines with the names of flags.")
-    flags: list[str] = []
-    for name, value in content.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        text = [",".join(map(str, values))] if name in ("lora_target_modules", "layers_to_freeze") else map(str, values)
-        flags += [f"--{name}", *text]
-    return flags
-
-
-def _unknown_flag(word: str, names: list[str]) -> str:
-    name = word.lstrip("-").split("=")[0].replace("-", "_")
-    if name in GONE_FLAGS:
-        return f"--{name} is gone from transformers 5; use {GONE_FLAGS[name]}."
-    if not word.startswith("-"):
-        return f'"{word}" belongs to no flag; a value with spaces needs quotation marks.'
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean --{close[0]}?" if close else " (all flags: --help)."
-    return f"{word} is no flag{hint}"
+        return _text(word)
+    except argparse.ArgumentTypeError as error:
+        raise ArgumentError(f"--config {error}.") from error

@@ -43,12 +43,12 @@ class Command:
 COMMANDS = (
     Command("train", "commands.train:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("encode", "commands.encode:encode", "fill the latent store of a data set, without training"),
-    Command("estimate", "commands.estimate:run", "say what memory a training needs, and which GPUs it fits"),
-    Command("generate", "commands.generate:generate_files", "say a text with a model, with or without an adapter"),
-    Command("inspect", "commands.export:inspect", "say what is inside an adapter or a model, and who can load it"),
-    Command("merge", "commands.export:merge", "put an adapter into its base model; writes a whole model"),
-    Command("convert", "commands.export:convert", "write a model in the other layout, original or native"),
-    Command("demo", "demo.demo:demo", "fine-tune a small random model on the bundled speech, in about a minute"),
+    Command("estimate", "commands.estimate:estimate", "say what memory a training needs, and which GPUs it fits"),
+    Command("generate", "commands.generate:generate", "say a text with a model, with or without an adapter"),
+    Command("inspect", "commands.inspect:inspect", "say what is inside an adapter or a model, and who can load it"),
+    Command("merge", "commands.merge:merge", "put an adapter into its base model; writes a whole model"),
+    Command("convert", "commands.convert:convert", "write a model in the other layout, original or native"),
+    Command("demo", "commands.demo:demo", "fine-tune a small random model on the bundled speech, in about a minute"),
 )
 
 
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
+    except SystemExit as end:  # --help was answered
+        return int(end.code or 0)
     return 0
 
 

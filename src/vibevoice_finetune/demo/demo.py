@@ -6,27 +6,24 @@ simulated: checkpoint, flags and training are those of a real run, only smaller.
 demo says so.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from vibevoice_finetune.arguments import make_arguments
 from vibevoice_finetune.base_model.random_model import write_random_checkpoint
-from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.errors import ArgumentError, require
 from vibevoice_finetune.training.run import train
 
 SPEECH = Path(__file__).parent / "speech" / "speech.jsonl"
 CURVES_FILE = "losses.png"
-MAX_STEPS = 100
-"""Optimizer steps: about a minute on two cores, after which the losses have visibly fallen."""
-
 CLOSING = """
 Done: {adapter}
   the adapter, in the layout that other VibeVoice tools read
@@ -52,15 +49,17 @@ class Curve:
     values: list[float]
 
 
-def demo(words: list[str]) -> None:
-    """Run the demo with the words that follow the command.
+def run(output_dir: Path, max_steps: int) -> None:
+    """Run the demo.
+
+    Args:
+        output_dir: a folder that is empty or not there yet.
+        max_steps: optimizer steps; a hundred take about a minute on two cores, and the losses have visibly fallen.
 
     Raises:
         ArgumentError: the output folder is not empty.
         UserError: matplotlib is not installed.
     """
-    flags = _parser().parse_args(words)
-    output_dir = Path(flags.output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ArgumentError(f"--output_dir {output_dir}: not an empty folder; remove it or name another one.")
     figures = require("demo", "matplotlib.figure")
@@ -69,7 +68,7 @@ def demo(words: list[str]) -> None:
     console.print(f"A small random model in the layout of the released ones: {model_dir}", highlight=False)
     write_random_checkpoint(model_dir, "tiny")
     with one_thread():
-        train(parse(training_flags(model_dir, run_dir, flags.max_steps)))
+        train(make_arguments(training_flags(model_dir, run_dir, max_steps)))
     curves = output_dir / CURVES_FILE
     draw(figures, run_dir / "metrics.jsonl", curves)
     Console().print(CLOSING.format(adapter=run_dir / "lora", curves=curves), highlight=False, soft_wrap=True)
@@ -90,33 +89,33 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def training_flags(model_dir: Path, run_dir: Path, max_steps: int) -> list[str]:
-    """The command line that the demo trains with; like a real one but for the size of the steps.
+def training_flags(model_dir: Path, run_dir: Path, max_steps: int) -> dict[str, Any]:
+    """The flags that the demo trains with; like real ones but for the size of the steps.
 
     A random model has everything to learn and little width to learn it with, hence the large learning rate.
     """
-    return [
-        *("--model_name_or_path", str(model_dir)),
-        *("--train_jsonl", str(SPEECH)),
-        *("--eval_split_size", "0.17"),
-        *("--output_dir", str(run_dir)),
-        "--do_train",
-        *("--max_steps", str(max_steps)),
-        *("--per_device_train_batch_size", "4"),
-        *("--train_diffusion_head", "True"),
-        *("--train_connectors", "True"),
-        *("--ddpm_batch_mul", "4"),
-        *("--learning_rate", "3e-3"),
-        *("--lr_scheduler_type", "cosine"),
-        *("--warmup_ratio", "0.1"),
-        "--gradient_clipping",
-        *("--voice_prompt_drop_rate", "0.2"),
-        *("--logging_steps", "2"),
-        *("--eval_strategy", "steps"),
-        *("--eval_steps", "10"),
-        *("--save_strategy", "no"),
-        *("--report_to", "none"),
-    ]
+    return {
+        "model_name_or_path": str(model_dir),
+        "train_jsonl": str(SPEECH),
+        "eval_split_size": 0.17,
+        "output_dir": str(run_dir),
+        "do_train": True,
+        "max_steps": max_steps,
+        "per_device_train_batch_size": 4,
+        "train_diffusion_head": True,
+        "train_connectors": True,
+        "ddpm_batch_mul": 4,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.1,
+        "gradient_clipping": True,
+        "voice_prompt_drop_rate": 0.2,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
 
 
 def draw(figures: ModuleType, metrics: Path, path: Path) -> None:
@@ -144,10 +143,3 @@ def read_curve(rows: list[dict[str, float]], name: str) -> Curve:
     """The values of one metric, by step."""
     points = [(int(row["step"]), row[name]) for row in rows if name in row]
     return Curve([step for step, _ in points], [value for _, value in points])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vibevoice-finetune demo", description="Fine-tune a small random model.")
-    parser.add_argument("--output_dir", default="demo-output", help="a folder that is empty or not there yet")
-    parser.add_argument("--max_steps", type=int, default=MAX_STEPS, help="optimizer steps")
-    return parser

@@ -32,6 +32,7 @@ from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint
 from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
+from vibevoice_finetune.flags.secrets import masked
 from vibevoice_finetune.memory.estimate import Estimate, estimate_for
 from vibevoice_finetune.objective.attention import set_attention
 from vibevoice_finetune.objective.compilation import compile_blocks
@@ -165,13 +166,12 @@ def tell_changes(resume: Path, this_run: Identity, allow: bool, console: Console
 def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterPlan]:
     """Load the model without its tokenizers, in bf16 or float32, and attach what is trained, in float32."""
     model_args, loop = arguments.model, arguments.loop
-    head = "full" if model_args.train_diffusion_head else "lora" if model_args.lora_wrap_diffusion_head else "frozen"
     plan = AdapterPlan(
         lora_r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         lora_target_modules=model_args.target_modules,
-        head=head,  # type: ignore[arg-type]  # one of the three literals
+        head=model_args.head_training,
         train_connectors=model_args.train_connectors,
         layers_to_freeze=model_args.frozen_head_layers,
     )
@@ -275,7 +275,7 @@ def write_settings(arguments: Arguments, output_dir: Path) -> None:
     text = yaml.safe_dump(arguments.given, sort_keys=False, allow_unicode=True)
     (output_dir / "arguments.yaml").write_text(text, encoding="utf-8")
     environment = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *masked(sys.argv[1:])],
         "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),

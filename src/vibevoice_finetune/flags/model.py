@@ -1,0 +1,129 @@
+"""The flags that say which model is trained, and which of its parts."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.flags.declare import COUNT, SHARE_BELOW_ONE, Range, flag, shown
+
+LANGUAGE_MODEL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+HeadTraining = Literal["full", "lora", "frozen"]
+"""How the diffusion head is trained: all of its weights, LoRA on it, or not at all."""
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and which of its parts."""
+
+    model_name_or_path: str = flag(
+        help="VibeVoice model: a folder or a Hub id, in the original or the transformers layout.",
+        group="model",
+        is_path=True,
+    )
+    processor_name_or_path: str | None = flag(
+        None,
+        help="Text tokenizer: a folder or a Hub id.",
+        group="model",
+        is_path=True,
+        shown_default="the model's, else the one that it names",
+    )
+    cache_dir: str | None = flag(
+        None, help="Folder for downloads from the Hub.", group="model", is_path=True, shown_default="the Hub's own"
+    )
+    freeze_acoustic_tokenizer: bool = flag(
+        True, help="Must stay True: latents are computed once, with the released tokenizer.", group="model"
+    )
+    freeze_semantic_tokenizer: bool = flag(True, help="Must stay True, for the same reason.", group="model")
+    lora_r: int = flag(8, help="Rank of the LoRA matrices.", group="what is trained", range=COUNT)
+    lora_alpha: int = flag(
+        32, help="LoRA updates are multiplied by alpha / r.", group="what is trained", range=Range(at_least=1)
+    )
+    lora_dropout: float = flag(
+        0.05, help="Dropout on the input of LoRA, a share.", group="what is trained", range=SHARE_BELOW_ONE
+    )
+    lora_target_modules: str = flag(
+        LANGUAGE_MODEL_TARGETS,
+        help="Linear layers of the language model that get LoRA, separated by commas; 'none': no LoRA there.",
+        group="what is trained",
+        is_list=True,
+    )
+    lora_wrap_diffusion_head: bool = flag(False, help="LoRA on the diffusion head.", group="what is trained")
+    train_diffusion_head: bool = flag(False, help="Train all weights of the diffusion head.", group="what is trained")
+    train_connectors: bool = flag(
+        False, help="Train all weights of the acoustic and the semantic connector.", group="what is trained"
+    )
+    layers_to_freeze: str | None = flag(
+        None,
+        help="With --train_diffusion_head: indices of its tensors to keep fixed, separated by commas, in the "
+        "original's order (0 noisy_images_proj, 1 cond_proj, 2-3 t_embedder.mlp.0/2, then of each layer gate, up, "
+        "down, norm, adaLN, then the final linear and adaLN); the start-up report prints them.",
+        group="what is trained",
+        is_list=True,
+    )
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = flag(
+        "auto",
+        help="Attention of the language model. varlen: row by row, without a mask. auto: varlen on a CPU; on a GPU "
+        "flash_attention_2 if it is installed, else sdpa.",
+        group="memory and speed",
+    )
+    load_in_4bit: bool = flag(
+        False, help="Keep the language model's linear layers in 4 bits (extra: 4bit).", group="memory and speed"
+    )
+    load_in_8bit: bool = flag(
+        False, help="Keep the language model's linear layers in 8 bits (extra: 4bit).", group="memory and speed"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.freeze_acoustic_tokenizer or not self.freeze_semantic_tokenizer:
+            name = "semantic" if self.freeze_acoustic_tokenizer else "acoustic"
+            raise ArgumentError(
+                f"--freeze_{name}_tokenizer False: the speech tokenizers cannot be trained: latents are computed once, "
+                "before training; leave the flag out."
+            )
+        if self.train_diffusion_head and self.lora_wrap_diffusion_head:
+            raise ArgumentError(
+                "--train_diffusion_head and --lora_wrap_diffusion_head exclude each other: train all weights of the "
+                "diffusion head or LoRA on it; leave one of the two out."
+            )
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ArgumentError("--load_in_4bit and --load_in_8bit exclude each other; leave one of the two out.")
+        if self.layers_to_freeze and not self.train_diffusion_head:
+            raise ArgumentError("--layers_to_freeze needs --train_diffusion_head: it names tensors of that head.")
+        _ = self.frozen_head_layers
+
+    def attention(self, device_type: str) -> str:
+        """`--attn_implementation`, with auto decided for this kind of device."""
+        if self.attn_implementation != "auto":
+            return self.attn_implementation
+        if device_type == "cpu":
+            return "varlen"  # 3 times as fast for eight rows or more, see benchmarks/README.md; not measured on a GPU
+        has_flash = device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+        return "flash_attention_2" if has_flash else "sdpa"
+
+    @property
+    def head_training(self) -> HeadTraining:
+        """How the diffusion head is trained."""
+        return "full" if self.train_diffusion_head else "lora" if self.lora_wrap_diffusion_head else "frozen"
+
+    @property
+    def quantised_bits(self) -> Literal[4, 8] | None:
+        """4 or 8, or None for floating point."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """`--lora_target_modules` as names; empty: no LoRA on the language model."""
+        if self.lora_target_modules.strip().lower() == "none":
+            return ()
+        return tuple(name.strip() for name in self.lora_target_modules.split(",") if name.strip())
+
+    @property
+    def frozen_head_layers(self) -> tuple[int, ...]:
+        """`--layers_to_freeze` as indices."""
+        words = (self.layers_to_freeze or "").replace(",", " ").split()
+        if not all(word.isdecimal() and len(word) < 5 for word in words):
+            raise ArgumentError(
+                f'--layers_to_freeze "{shown(self.layers_to_freeze)}": write indices separated by commas, as in 0,1,5.'
+            )
+        return tuple(sorted({int(word) for word in words}))
