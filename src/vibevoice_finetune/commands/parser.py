@@ -242,6 +242,8 @@ def argument_of(declared: Field[Any], hint: Any) -> dict[str, Any]:
         options |= {"type": _number(int if int in kinds else float), "metavar": "N"}
     else:
         options["type"] = _text
+    if metadata.get("bare"):
+        options |= {"nargs": "?", "const": metadata["bare"]}
     return options
 
 

@@ -60,6 +60,7 @@ def flag(
     is_path: bool = False,
     is_list: bool = False,
     positional: bool = False,
+    bare: str | None = None,
     shown_default: str | None = None,
 ) -> Any:
     """Declare a flag as a field of a dataclass.
@@ -72,6 +73,7 @@ def flag(
         is_path: whether its value is, or may be, a place on this machine; see `PATH_FLAGS` in `arguments.py`.
         is_list: whether it takes several words; they are joined by commas if the field is a string.
         positional: whether its value is given without its name.
+        bare: the value of the flag alone; None: it needs one.
         shown_default: what the help calls the default where the value itself says too little.
     """
     metadata = {
@@ -81,6 +83,7 @@ def flag(
         "is_path": is_path,
         "is_list": is_list,
         "positional": positional,
+        "bare": bare,
         "shown_default": shown_default,
     }
     if isinstance(default, list):

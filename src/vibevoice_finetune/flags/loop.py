@@ -59,7 +59,11 @@ class LoopFlags:
     do_train: bool = flag(False, help="Train.", group="run")
     do_eval: bool = flag(False, help="Evaluate at the end; also set by --eval_strategy.", group="run")
     resume_from_checkpoint: str | None = flag(
-        None, help="True: go on from the newest checkpoint; or the path of one.", group="run", is_path=True
+        None,
+        help="True: go on from the newest checkpoint; or the path of one.",
+        group="run",
+        is_path=True,
+        bare="True",
     )
     allow_changed_run: bool = flag(
         False,
@@ -131,7 +135,10 @@ class LoopFlags:
         group="memory and speed",
     )
     fsdp: str | None = flag(
-        None, help="full_shard: split weights, gradients and optimizer over processes.", group="memory and speed"
+        None,
+        help="full_shard: split weights, gradients and optimizer over processes.",
+        group="memory and speed",
+        bare="full_shard",
     )
     logging_steps: float = flag(
         10, help="Log every this many steps (below 1: a share).", group="logs and checkpoints", range=STEPS
