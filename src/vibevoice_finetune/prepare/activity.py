@@ -10,6 +10,7 @@ each from `WARM_UP_SEC` before it begins, so that the network has heard what cam
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,17 @@ class Activity:
     speech: tuple[Speech, ...]
 
 
+@cache
+def _silero() -> tuple[Any, Any]:
+    """torch and the network, loaded once a process."""
+    import torch  # noqa: PLC0415  seconds, and only wanted here
+
+    threads = torch.get_num_threads()
+    network: Any = require("prepare", "silero_vad").load_silero_vad()
+    torch.set_num_threads(threads)  # silero-vad sets it to one for the whole process
+    return torch, network
+
+
 class VoiceDetector:
     """silero-vad over blocks of any length.
 
@@ -76,12 +88,7 @@ class VoiceDetector:
     """
 
     def __init__(self) -> None:
-        import torch  # noqa: PLC0415  seconds, and only wanted here
-
-        threads = torch.get_num_threads()
-        self._torch = torch
-        self._model: Any = require("prepare", "silero_vad").load_silero_vad()
-        torch.set_num_threads(threads)  # silero-vad sets it to one for the whole process
+        self._torch, self._model = _silero()
         self._resampler = soxr.ResampleStream(SAMPLING_RATE_HZ, VAD_RATE_HZ, 1, dtype="float32", quality="HQ")
         self._waiting: list[Floats] = []
         self._num_waiting = 0
@@ -156,7 +163,8 @@ class LevelMeter:
         smooth = np.convolve(power, np.full(2, 0.5), mode="full")[: len(power)]
         later = np.append(power[1:], power[-1])
         smooth = np.maximum(smooth, (power + later) / 2)  # a window that begins here, or ends here
-        return (10 * np.log10(np.maximum(smooth, 10 ** (SILENCE_DB / 10)))).astype(np.float32)
+        levels: Floats = (10 * np.log10(np.maximum(smooth, 10 ** (SILENCE_DB / 10)))).astype(np.float32)
+        return levels
 
 
 def listen(blocks: Iterable[Floats]) -> Activity:
@@ -183,7 +191,7 @@ def find_speech(levels_db: Floats, probabilities: Floats) -> list[Speech]:
     """
     if not len(levels_db) or not len(probabilities):
         return []
-    loud = levels_db > thresholds_db(levels_db, probabilities)
+    loud = levels_db > thresholds_db(levels_db)
     chunk = np.minimum((np.arange(len(levels_db)) * STEP_SEC / 0.032).astype(int), len(probabilities) - 1)
     reach = np.full(2 * REACH_CHUNKS + 1, 1)
     likely = np.convolve(probabilities >= SPEECH_PROBABILITY, reach, mode="same") > 0
@@ -201,7 +209,7 @@ def find_speech(levels_db: Floats, probabilities: Floats) -> list[Speech]:
     ]
 
 
-def thresholds_db(levels_db: Floats, probabilities: Floats) -> Floats:
+def thresholds_db(levels_db: Floats) -> Floats:
     """The level above which a sound can be speech, for each 10 ms, (M,).
 
     Of each half minute the noise floor and the level of speech are taken, and lines drawn between them.

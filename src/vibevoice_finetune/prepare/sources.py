@@ -1,7 +1,7 @@
 """What a folder, a file or a data set on this machine holds: recordings, clips, transcripts, speakers.
 
-`find` looks and says what it recognised; `--format` names a format where looking is not enough. Nothing is decoded here:
-only names and text files are read.
+`find` looks and says what it recognised; `--format` names a format where looking is not enough. Nothing is decoded
+here: only names and text files are read.
 """
 
 import csv
@@ -271,10 +271,9 @@ def _is_file(path: Path) -> bool:
 
 
 def _collect(kind: str, rows: Iterable[Recording | Ignored]) -> Source:
-    recordings, ignored = [], []
-    for row in rows:
-        (recordings if isinstance(row, Recording) else ignored).append(row)  # type: ignore[arg-type]
-    return Source(kind, tuple(recordings), tuple(ignored))
+    found = list(rows)
+    recordings = tuple(row for row in found if isinstance(row, Recording))
+    return Source(kind, recordings, tuple(row for row in found if isinstance(row, Ignored)))
 
 
 def _ljspeech(path: Path, lines: list[str]) -> Source:
@@ -366,7 +365,8 @@ def _column(path: Path, names: list[str], wanted: str | None, usual: tuple[str, 
             if own.lower() == name:
                 return own
     raise DataError(
-        f"{shown(path)}: no column is called {', '.join(usual[:4])} …; it has {shown(', '.join(names))}; name it with {flag}."
+        f"{shown(path)}: no column is called {', '.join(usual[:4])} …; it has "
+        f"{shown(', '.join(names))}; name it with {flag}."
     )
 
 

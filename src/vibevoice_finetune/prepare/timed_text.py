@@ -93,7 +93,7 @@ def _labels(text: str, path: Path) -> Iterator[Passage]:
 
 
 def _textgrid(text: str, path: Path) -> Iterator[Passage]:
-    """Praat's TextGrid, long or short form: interval tiers, each the speaker of its name; tiers of words are left out."""
+    """Praat's TextGrid, long or short: each interval tier is the speaker of its name; tiers of words are left out."""
     values = re.findall(r'"((?:[^"]|"")*)"|(?<![\w"])(-?\d+(?:\.\d+)?(?:[eE]-?\d+)?)(?![\w"\]])|(<exists>)', text)
     stream = iter([_value(*value) for value in values])
     try:
