@@ -71,7 +71,7 @@ class Activity:
 
 @cache
 def _silero() -> tuple[Any, Any]:
-    """torch and the network, loaded once a process."""
+    """PyTorch and the network, loaded once a process."""
     import torch  # noqa: PLC0415  seconds, and only wanted here
 
     threads = torch.get_num_threads()

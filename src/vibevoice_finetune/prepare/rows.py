@@ -1,11 +1,12 @@
-"""From the clips of all recordings to rows for `train`: a speaker for each, voice prompts, two sides that share nothing.
+"""From the clips of all recordings to rows for `train`: speakers, voice prompts, and two sides that share nothing.
 
 Pure functions over records; files are written by `prepare/run.py`.
 
 - Training rows of one speaker carry `speaker`: `train` then shows each with another clip of the same speaker, drawn
   anew in every epoch. Validation rows carry a fixed `voice_prompts`, so that their curve moves only with the model.
 - The split is by group (see `recordings.Recording`), so neighbouring cuts of one recording never stand on both sides.
-  A speaker with a single group is split by time: the last clips go to validation, and the one before them is left out.
+  Where all groups of a speaker are long, the last clips of the longest go to validation and the one before them is left
+  out.
 - Rows of several speakers have a voice prompt for each, taken from outside the dialogue.
 """
 
@@ -20,6 +21,9 @@ from vibevoice_finetune.prepare.recordings import Clip
 
 PROMPT_SEC = (3.0, 15.0)
 """Lengths that make good voice prompts; the one nearest is taken where none is that long."""
+
+MOST_TOO_MUCH = 2.0
+"""A group is held out whole if it is at most so many times as long as what is wanted; else the end of one is."""
 
 BOUNDARY_CLIPS = 1
 """Clips left out between the two sides where one recording is on both."""
@@ -108,41 +112,37 @@ def _choose(clips: Sequence[_Placed], share: float, seed: int) -> tuple[set[int]
     if share <= 0:
         return held_out, between
     by_speaker: dict[str, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
-    groups_of: dict[str, set[str]] = defaultdict(set)
+    people: dict[str, set[str]] = defaultdict(set)
     for one in clips:
         by_speaker[one.speaker][one.group].append(one.clip)
-        groups_of[one.group].add(one.speaker)
-    chosen_groups: set[str] = set()
-    for speaker, groups in sorted(by_speaker.items()):
-        total = sum(clip.duration_sec for own in groups.values() for clip in own)
-        if len(groups) == 1:
-            ((group, own),) = groups.items()
-            if group not in chosen_groups and len(groups_of[group]) == 1:
-                _cut_off_the_end(own, share * total, held_out, between)
-            continue
-        missing = share * total - sum(c.duration_sec for g, own in groups.items() if g in chosen_groups for c in own)
+        people[one.group].add(one.speaker)
+    chosen: set[str] = set()
+    for groups in (by_speaker[speaker] for speaker in sorted(by_speaker)):
+        lengths = {group: sum(clip.duration_sec for clip in own) for group, own in groups.items()}
+        wanted = share * sum(lengths.values())
+        missing = wanted - sum(length for group, length in lengths.items() if group in chosen)
         for group in sorted(groups, key=lambda name: _order(seed, name)):
-            rest = len(groups) - len(chosen_groups & set(groups))
-            if missing <= 0 or rest <= 1:
-                break
-            if group not in chosen_groups:
-                chosen_groups.add(group)
-                missing -= sum(clip.duration_sec for clip in groups[group])
-    held_out |= {id(one.clip) for one in clips if one.group in chosen_groups}
+            some_left = len(chosen & set(groups)) + 1 < len(groups)
+            if missing > 0 and group not in chosen and some_left and lengths[group] <= MOST_TOO_MUCH * wanted:
+                chosen.add(group)
+                missing -= lengths[group]
+        alone = [group for group in groups if group not in chosen and len(people[group]) == 1]
+        if missing > wanted / 2 and alone:
+            longest = max(alone, key=lambda group: (lengths[group], group))
+            _cut_off_the_end(groups[longest], missing, held_out, between)
+    held_out |= {id(one.clip) for one in clips if one.group in chosen}
     return held_out, between
 
 
 def _cut_off_the_end(clips: list[Clip], wanted_sec: float, held_out: set[int], between: set[int]) -> None:
     ordered = sorted(clips, key=lambda clip: clip.start_sec)
-    found = 0.0
-    for number in range(len(ordered) - 1, BOUNDARY_CLIPS, -1):
-        if found >= wanted_sec:
-            break
-        held_out.add(id(ordered[number]))
-        found += ordered[number].duration_sec
-    last = len(ordered) - sum(id(clip) in held_out for clip in ordered)
-    if held_out:
-        between |= {id(clip) for clip in ordered[max(last - BOUNDARY_CLIPS, 0) : last]}
+    first, found = len(ordered), 0.0
+    while found < wanted_sec and first > BOUNDARY_CLIPS + 1:
+        first -= 1
+        found += ordered[first].duration_sec
+    if first < len(ordered):
+        held_out |= {id(clip) for clip in ordered[first:]}
+        between |= {id(clip) for clip in ordered[first - BOUNDARY_CLIPS : first]}
 
 
 class _Prompts:
