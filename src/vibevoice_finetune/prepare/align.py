@@ -131,7 +131,9 @@ def _borders(lengths: list[int], positions: list[int | None], words: list[_Word]
     """
     total = len(words)
     known = [position for position in positions if position is not None]
-    first, last = (min(known), max(known) + 1) if known else (0, 0)
+    if not known:
+        return [0] * (len(lengths) + 1)
+    first, last = min(known), max(known) + 1
     before = list(accumulate((-1 if p is None else p for p in positions), max, initial=-1))
     after = list(accumulate((total if p is None else p for p in reversed(positions)), min, initial=total))[::-1]
     starts = [border for border in range(first, -1, -1) if border == 0 or _ends(SENTENCE_END, border, words, text)]
@@ -140,8 +142,7 @@ def _borders(lengths: list[int], positions: list[int | None], words: list[_Word]
         at += length
         low = max(before[at] + 1, borders[-1])
         borders.append(low if not length and number else _best_border(low, max(after[at], low), words, text))
-    end = _best_border(last, total, words, text) if known else borders[-1]
-    return [*borders, max(end, borders[-1])]
+    return [*borders, max(_best_border(last, total, words, text), borders[-1])]
 
 
 def _best_border(low: int, high: int, words: list[_Word], text: str) -> int:
