@@ -67,7 +67,7 @@ def offset_of(passages: Sequence[Passage], speech: Sequence[Speech], duration_se
 
     The share of the passages' time that falls on speech is compared over offsets of up to two minutes.
     """
-    length = int(duration_sec / STEP_SEC) + 1
+    length = int(max([duration_sec, *(one.end_sec for one in passages)]) / STEP_SEC) + 1
     spoken = _track([(one.start_sec, one.end_sec) for one in speech], length)
     written = _track([(one.start_sec, one.end_sec) for one in passages], length)
     if not written.any() or not spoken.any():

@@ -176,14 +176,11 @@ def _check_texts(source: Source, job: JobSettings) -> None:
     silent = [r for r in source.recordings if r.text is None and not r.passages]
     long_text = [r for r in source.recordings if r.text is not None and not r.is_clip]
     if job.recogniser == "none" and (silent or long_text):
-        what = (
-            f"{len(silent):,} recordings have no text"
-            if silent
-            else f"{len(long_text):,} long transcripts have no times"
-        )
+        count = len(silent) or len(long_text)
+        what = f"{count:,} recordings have no text" if silent else f"{count:,} transcripts have no times"
         raise ArgumentError(
-            f"{what}; name a recogniser: --recognizer small (Whisper, any language) or --recognizer moonshine (English, "
-            "nothing is downloaded)."
+            f"{what}; name a recogniser: --recognizer small (Whisper, any language) or --recognizer moonshine "
+            "(English, without a download)."
         )
 
 
@@ -255,7 +252,9 @@ def _write(request: PrepareRequest, records: Sequence[Record], split: Split) -> 
     """Write the rows; clips and records of recordings that are gone from the source are deleted."""
     output = request.output
     if not split.training:
-        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in _reasons(split.rejected)[:3])
+        failed = [record.failed for record in records if record.failed is not None]
+        counts = [f"{count:,} × {reason}" for reason, count in _reasons(split.rejected)[:3]]
+        reasons = failed[0].rstrip(".") if len(records) == 1 and failed else ", ".join(counts)
         write_file(output / REJECTED_FILE, _lines(split.rejected))
         raise DataError(f"nothing can be used: {reasons}; {output / REJECTED_FILE} lists every piece.")
     for name, rows in (

@@ -228,7 +228,7 @@ def _table(path: Path, form: str, columns: dict[str, str]) -> Source:
         pipes = first.count("|")
         named = any(part.strip().lower() in (*AUDIO_COLUMNS, *columns.values()) for part in re.split(r"[|,;\t]", first))
         is_media = first.split("|")[0].strip().lower().endswith(MEDIA_SUFFIXES)
-        if pipes == 3 and is_media:
+        if pipes >= 3 and is_media:
             form = "gptsovits"
         elif pipes and named:
             form = "f5" if pipes == 1 else "table"

@@ -18,8 +18,13 @@ LABELS_SUFFIXES = (".labels.txt", ".labels", ".audacity.txt")
 TIMED_SUFFIXES = (*SUBTITLE_SUFFIXES, TEXTGRID_SUFFIX, ".TextGrid", *LABELS_SUFFIXES)
 MAX_BYTES = 50_000_000
 
-NAME_AHEAD = re.compile(r"^(?:-\s*)?(?:<v ([^>]{1,40})>|([A-Z][\w .'-]{0,30}):)\s*")
-SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫#]+|\{[^}]*\}|<[^>]*>")
+VOICE_TAG = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]{1,40})>")
+NAME_MARK = "\u2063"
+"""Put around the name of a voice tag, which the reader of subtitles would drop."""
+
+NAME_AHEAD = re.compile(rf"^(?:-\s*)?(?:{NAME_MARK}([^{NAME_MARK}]+){NAME_MARK}|([A-Z][\w .'-]{{0,30}}):)\s*")
+MARKUP = re.compile(r"\{[^}]*\}|<[^>]*>")
+SOUNDS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[♪♫][^♪♫]*[♪♫]?")
 WORD_TIERS = ("word", "phone", "syllab", "segment")
 
 
@@ -61,7 +66,7 @@ def _passage(start_sec: float, end_sec: float, text: str, speaker: str | None = 
     match = NAME_AHEAD.match(text)
     if match and speaker is None:
         speaker, text = (match[1] or match[2]).strip(), text[match.end() :]
-    text = SOUNDS.sub(" ", text.replace("\\N", " ").replace("\\n", " "))
+    text = SOUNDS.sub(" ", MARKUP.sub("", text.replace("\\N", " ").replace("\\n", " ")))
     text = re.sub(r"^\s*-\s+", "", text)
     return Passage(start_sec, end_sec, " ".join(text.split()), speaker)
 
@@ -69,7 +74,8 @@ def _passage(start_sec: float, end_sec: float, text: str, speaker: str | None = 
 def _subtitles(text: str, path: Path) -> Iterator[Passage]:
     pysubs2 = require("prepare", "pysubs2")
     try:
-        events = pysubs2.SSAFile.from_string(text, format_=path.suffix.lower()[1:].replace("ssa", "ass"))
+        marked = VOICE_TAG.sub(rf"{NAME_MARK}\1{NAME_MARK}", text)
+        events = pysubs2.SSAFile.from_string(marked, format_=path.suffix.lower()[1:].replace("ssa", "ass"))
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise DataError(f"{shown(path)}: cannot be read as subtitles ({shown(error)}).") from error
     for event in events:
