@@ -26,6 +26,8 @@ ROOMS = (
     "generation",
     "memory",
     "training",
+    "evaluation",
+    "prepare",
     "demo",
     "commands",
     "__main__",

@@ -37,7 +37,9 @@ INHERITED_GROUP = "flags of transformers' TrainingArguments"
 Flags = TypeVar("Flags")
 
 
-def parse_flags(kind: type[Flags], command: str, words: Sequence[str], summary: str) -> Flags:
+def parse_flags(
+    kind: type[Flags], command: str, words: Sequence[str], summary: str, *, takes_config: bool = False
+) -> Flags:
     """Parse the command line of a command that has one dataclass of flags.
 
     Args:
@@ -45,12 +47,13 @@ def parse_flags(kind: type[Flags], command: str, words: Sequence[str], summary: 
         command: the command's name.
         words: those that follow it.
         summary: what the command does, for its help.
+        takes_config: whether `--config FILE` may give flags.
 
     Raises:
         ArgumentError: a flag or a value that cannot be.
         SystemExit: `--help` was answered.
     """
-    parser = Parser(command, summary, [kind])
+    parser = Parser(command, summary, [kind], takes_config=takes_config)
     given = parser.parse(words)
     parser.require(given)
     check_values(given, [kind])
@@ -120,14 +123,22 @@ class Parser:
         summary: what it does, for its help.
         kinds: the dataclasses that declare its flags; a later one overrides a flag of an earlier one.
         more: gives further dataclasses, whose import takes long; they are asked for when words are parsed.
+        takes_config: whether `--config FILE` may give flags; it may where there is `more`.
     """
 
     def __init__(
-        self, command: str, summary: str, kinds: Sequence[type], more: Callable[[], Sequence[type]] | None = None
+        self,
+        command: str,
+        summary: str,
+        kinds: Sequence[type],
+        more: Callable[[], Sequence[type]] | None = None,
+        *,
+        takes_config: bool = False,
     ) -> None:
         self.command, self.summary = command, summary
         self.kinds = list(kinds)
         self.more = more
+        self.takes_config = takes_config or more is not None
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The flags that were given, by name, with their values.
@@ -145,7 +156,7 @@ class Parser:
             print(parser.format_help(), end="")  # noqa: T201  # what was asked for
             raise SystemExit(0)
         try:
-            expanded = normal if self.more is None else _with_config(normal)
+            expanded = self._placed(_with_config(normal)) if self.takes_config else normal
             namespace, unknown = parser.parse_known_args(expanded)
         except argparse.ArgumentError as error:
             raise ArgumentError(_said(error)) from error
@@ -169,6 +180,15 @@ class Parser:
     def fields(self) -> dict[str, Field[Any]]:
         """All flags by name."""
         return {f.name: f for kind in self.kinds for f in fields(kind) if f.init}
+
+    def _placed(self, words: list[str]) -> list[str]:
+        """A file of `--config` names also what a command line gives without a name."""
+        for f in self.fields().values():
+            name = f"--{f.name}"
+            if f.metadata.get("positional") and name in words[:-1]:
+                at = words.index(name)
+                words = [*words[:at], *words[at + 2 :], words[at + 1]]
+        return words
 
     def _stray(self, word: str) -> str:
         if word.startswith("-"):
@@ -197,8 +217,9 @@ class Parser:
             groups[heading].add_argument(name, **options)
         other = parser.add_argument_group("help")
         other.add_argument("--help", "-h", action="store_true", help="this list")
-        if self.more is not None:
+        if self.takes_config:
             other.add_argument("--config", metavar="FILE", help="YAML file with flags; the command line wins")
+        if self.more is not None:
             other.add_argument("--help_all", action="store_true", help="the same with all flags of transformers")
         return parser
 

@@ -80,7 +80,7 @@ class _Whisper:
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(
                 f"the Whisper model {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}); name a size such "
-                "as small, a folder with a model of faster-whisper, or, for English, moonshine, which needs no download."
+                "as small, a folder with a model of faster-whisper, or, for English, moonshine (without a download)."
             ) from error
 
     def __call__(self, samples: Floats, rate_hz: int) -> str:

@@ -15,13 +15,15 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vibevoice_finetune.errors import ArgumentError, DataError, UserError, require
 from vibevoice_finetune.files.atomic import check_writable, write_file
@@ -41,7 +43,10 @@ from vibevoice_finetune.prepare.rows import Split, make_rows
 from vibevoice_finetune.prepare.sources import find, unpack
 
 TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected.jsonl"
+SETTINGS_FILE = "prepare.yaml"
 UNPACKED_FOLDER = "unpacked"
+NOT_SETTINGS = ("processes", "shard", "ray")
+"""Flags that do not change what is written."""
 
 Progress = Callable[[int, int, float], None]
 """Recordings done, recordings in all, seconds of audio done."""
@@ -295,3 +300,9 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds) // 60
     return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def write_settings(output: Path, values: Mapping[str, Any]) -> None:
+    """Write the flags, so that `prepare --config prepare.yaml` does the same again."""
+    given = {name: value for name, value in values.items() if value is not None and name not in NOT_SETTINGS}
+    write_file(output / SETTINGS_FILE, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
