@@ -183,12 +183,9 @@ class Parser:
 
     def _placed(self, words: list[str]) -> list[str]:
         """A file of `--config` names also what a command line gives without a name."""
-        for f in self.fields().values():
-            name = f"--{f.name}"
-            if f.metadata.get("positional") and name in words[:-1]:
-                at = words.index(name)
-                words = [*words[:at], *words[at + 2 :], words[at + 1]]
-        return words
+        placed = [f"--{f.name}=" for f in self.fields().values() if f.metadata.get("positional")]
+        named = [word for word in words if word.startswith(tuple(placed))]
+        return [word for word in words if word not in named] + [word.split("=", 1)[1] for word in named]
 
     def _stray(self, word: str) -> str:
         if word.startswith("-"):
