@@ -1,6 +1,6 @@
-"""What goes wrong by the user's hand, and how it is said.
+"""Mistakes of the user, and how they are said.
 
-Every mistake that a user can make and mend is a `UserError`; its message says where it is, what was found, what was
+Every mistake that a user can make and fix is a `UserError`; its message says where it is, what was found, what was
 expected and what to do. The command line prints the message and exits with code 2. Anything else that is raised is a
 defect of this program and keeps its traceback.
 """
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend; the message is meant for them."""
+    """A mistake that the person at the keyboard can fix; the message is meant for them."""
 
 
 class ArgumentError(UserError):
@@ -31,6 +31,16 @@ class AdapterError(UserError):
 
 class StoppedRun(Exception):
     """A signal asked the run to stop; it has saved where it was. The message says how to go on."""
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: a GPU's, or the machine's, which torch reports as a `RuntimeError`."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(mark in str(error) for mark in _NO_MEMORY)
+    )
 
 
 def require(extra: str, module: str) -> ModuleType:

@@ -16,7 +16,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.generation.generate import Generation, GenerationRequest, SpeechModel, generate
+from vibevoice_finetune.generation.generate import Generation, GenerationRequest, generate
+from vibevoice_finetune.generation.prompts import SpeechModel
 
 
 @dataclass

@@ -33,9 +33,9 @@ from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,
     ModelSource,
-    SpeechModel,
     load_speech_model,
 )
+from vibevoice_finetune.generation.prompts import SpeechModel
 from vibevoice_finetune.generation.scripts import Script, script_from_text
 from vibevoice_finetune.latents.encode import encode_batch
 from vibevoice_finetune.latents.read_ahead import Clip

@@ -31,11 +31,10 @@ from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,
     ModelSource,
-    SpeechModel,
-    encode_voice,
     generate,
     load_speech_model,
 )
+from vibevoice_finetune.generation.prompts import SpeechModel, encode_voice
 from vibevoice_finetune.generation.scripts import Script, script_from_text
 from vibevoice_finetune.objective.objective import Objective
 

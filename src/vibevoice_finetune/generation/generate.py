@@ -2,7 +2,7 @@
 
 Why: a fine-tune is judged by what it says. So the model hears here exactly what it was trained on: the prompt comes
 from `data/prompt.py`, voices are decoded, normalised, padded and encoded as the latent store does it, frames of voices
-enter as in `objective/objective.py`. The loop is transformers' own, see `generation/loop.py`.
+are embedded by `objective/embeddings.py`. The loop is transformers' own, see `generation/loop.py`.
 
 In: a `GenerationRequest`. Out: a `Generation` with one `Speech` for each script.
 
@@ -14,7 +14,7 @@ Shapes: T tokens, V voice-prompt frames, F frames, C acoustic dim, D hidden size
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,32 +22,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import VibeVoiceForConditionalGeneration
+from torch import Tensor
 
 from vibevoice_finetune.adapters.apply import AppliedSummary, load_adapter
-from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource, load_audio, normalize_rms, pad_to_frames
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.hub import Wanted, locate
 from vibevoice_finetune.base_model.load import (
-    ENCODED_AT_ONCE_FRAMES,
     load_for_generation,
     model_fingerprint,
     open_checkpoint,
     with_special_tokens,
 )
+from vibevoice_finetune.base_model.original_config import NUM_TRAIN_TIMESTEPS
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.data.dataset import voice_jitter
-from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
-from vibevoice_finetune.errors import ArgumentError, DataError, require
-from vibevoice_finetune.generation.loop import Prompt, Spoken, acoustic_encoder, speak
+from vibevoice_finetune.errors import ArgumentError, UserError, is_out_of_memory, require
+from vibevoice_finetune.generation.loop import Prompt, Spoken, speak
+from vibevoice_finetune.generation.prompts import SpeechModel, make_prompt
 from vibevoice_finetune.generation.scripts import Script
-from vibevoice_finetune.latents.encode import encode_in_chunks
-from vibevoice_finetune.objective.embeddings import draw_latents, embed_prompt
 
 ADAPTER_FILES = Wanted("adapter", ("*.json", "*.safetensors", "*.bin"), "hf download {}")
-VOICE_STREAM, FRAME_STREAM = range(2)
-"""Last number of a seed: keeps the voices' draws and the frames' apart."""
+_LESS_MEMORY = "use --dtype bf16 (half of float32), a shorter text or voice, another --device, or close other programs."
+MAX_STEPS = NUM_TRAIN_TIMESTEPS - 1
+"""Solver steps per frame; with as many as training has timesteps, the solver divides by zero."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class ModelSource:
     """A model to be loaded.
 
     Attributes:
-        name_or_path: a checkpoint: a folder or a Hub id, in either layout.
+        name_or_path: a base model: a folder or a Hub id, in either layout.
         adapter: a folder (`OUT/lora`, `OUT/checkpoint-N`) or a Hub id; None for the base model.
         adapter_scale: how much of the adapter: 0 the base, 1 as trained.
         dtype: of the weights; None: bf16 on an NVIDIA GPU, else float32.
@@ -74,23 +71,6 @@ class ModelSource:
 
 
 @dataclass(frozen=True, eq=False)
-class SpeechModel:
-    """A model in memory, ready to speak.
-
-    Attributes:
-        model: whole, its parts of one dtype (LoRA may be float32), its configuration with the ids of `special`.
-        encode: its text tokenizer, without special tokens.
-        special: ids of the control tokens.
-        adapter: what was applied to it, if anything.
-    """
-
-    model: VibeVoiceForConditionalGeneration
-    encode: Encode
-    special: SpecialTokens
-    adapter: AppliedSummary | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class GenerationRequest:
     """What is to be said, by which model, and how.
 
@@ -98,13 +78,13 @@ class GenerationRequest:
         model: loaded already, or to be loaded.
         scripts: what is said, each with its voices.
         cfg_scale: guidance: how far the latents go from what the model would say without text and voice; 1 is none.
-        num_diffusion_steps: solver steps a frame.
+        num_diffusion_steps: solver steps per frame.
         seed: of all randomness.
         max_length_sec: where a script is cut off if it does not end by itself.
-        batch_size: scripts that are spoken at the same time.
+        batch_size: scripts that are spoken at the same time; fewer where memory does not suffice.
 
     Raises:
-        ArgumentError: a value that cannot be.
+        ArgumentError: a value is out of range.
     """
 
     model: ModelSource | SpeechModel
@@ -117,10 +97,10 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         checks = (
-            ("cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "at least 0, such as 1.3"),
-            ("num_diffusion_steps", 1 <= self.num_diffusion_steps <= 1000, "from 1 to 1000"),
+            ("cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "a finite number, at least 0"),
+            ("num_diffusion_steps", 1 <= self.num_diffusion_steps <= MAX_STEPS, f"from 1 to {MAX_STEPS}"),
             ("seed", self.seed >= 0, "at least 0"),
-            ("max_length_sec", self.max_length_sec > 0, "above 0"),
+            ("max_length_sec", 0 < self.max_length_sec < math.inf, "a finite number above 0"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
         )
         for name, holds, expected in checks:
@@ -139,12 +119,14 @@ class Speech:
         num_frames: frames of it.
         ended: whether the model ended by itself; False where it was cut off.
         decisions: the tokens that it chose: frame, end of speech, end of text.
+        fault: why there is no audio; empty if there is.
     """
 
     waveform_N: NDArray[np.float32]
     num_frames: int
     ended: bool
     decisions: tuple[int, ...]
+    fault: str = ""
 
     @property
     def duration_sec(self) -> float:
@@ -173,51 +155,110 @@ class Generation:
         return self.seconds / audio_sec if audio_sec else math.inf
 
 
-def generate(request: GenerationRequest, on_audio: Callable[[float], None] | None = None) -> Generation:
-    """Say all scripts of a request.
+def generate(
+    request: GenerationRequest,
+    on_audio: Callable[[float], None] | None = None,
+    on_speech: Callable[[int, Speech], None] | None = None,
+) -> Generation:
+    """Say all scripts of a request. One that cannot be said, such as one that is too long, does not stop the others.
 
     Args:
         request: what, by which model, how.
         on_audio: told after each step how many seconds of audio there are so far, of all scripts together.
+        on_speech: told the number of a script and what was made of it, as soon as it is done; an error that it raises
+            ends the work.
 
     Raises:
-        UserError: diffusers is not installed; the model or the adapter cannot be loaded, a voice not be read; or a
-            script does not fit into the model's positions.
+        UserError: diffusers is not installed; the model or the adapter cannot be loaded.
     """
     require("generate", "diffusers")
     speaker = request.model if isinstance(request.model, SpeechModel) else load_speech_model(request.model)
     started_sec = time.monotonic()
-    facts = parts.facts(speaker.model.config)
-    frame_sec = facts.hop_length / SAMPLING_RATE_HZ
-    max_frames = max(1, int(request.max_length_sec / frame_sec))
-    voice_means: dict[AudioSource, Tensor] = {}
-    frames_made = 0
-
-    def count(frames: int) -> None:
-        nonlocal frames_made
-        frames_made += frames
-        if on_audio is not None:
-            on_audio(frames_made * frame_sec)
-
-    spoken: list[Spoken] = []
+    teller = _Teller(speaker, request, on_audio)
+    speeches: list[Speech] = []
     for first in range(0, len(request.scripts), request.batch_size):
-        scripts = request.scripts[first : first + request.batch_size]
-        prompts = [make_prompt(speaker, script, request.seed, max_frames, voice_means) for script in scripts]
-        spoken += speak(
-            speaker.model,
-            speaker.special,
-            prompts,
-            cfg_scale=request.cfg_scale,
-            num_diffusion_steps=request.num_diffusion_steps,
-            on_frames=count,
-        )
+        for speech in teller.say(request.scripts[first : first + request.batch_size]):
+            if on_speech is not None:
+                on_speech(len(speeches), speech)
+            speeches.append(speech)
     return Generation(
-        speeches=tuple(
-            Speech(row.waveform_N, len(row.waveform_N) // facts.hop_length, row.ended, row.decisions) for row in spoken
-        ),
+        speeches=tuple(speeches),
         seconds=time.monotonic() - started_sec,
         warnings=tuple(voice_warnings(speaker.adapter, request.scripts)),
     )
+
+
+class _Teller:
+    """Says the scripts of one request, batch by batch; each voice is encoded once."""
+
+    def __init__(
+        self, speaker: SpeechModel, request: GenerationRequest, on_audio: Callable[[float], None] | None
+    ) -> None:
+        self._speaker = speaker
+        self._request = request
+        self._on_audio = on_audio
+        self._hop_length = parts.facts(speaker.model.config).hop_length
+        self._frame_sec = self._hop_length / SAMPLING_RATE_HZ
+        self._max_frames = max(1, int(request.max_length_sec / self._frame_sec))
+        self._voice_means: dict[AudioSource, Tensor] = {}
+        self._frames_made = 0
+
+    def say(self, scripts: Sequence[Script]) -> list[Speech]:
+        """Say scripts at the same time, those left out that cannot be said; in halves where memory does not suffice."""
+        found: dict[int, Speech] = {}
+        prompts: dict[int, Prompt] = {}
+        frames_before = self._frames_made
+        try:
+            for number, script in enumerate(scripts):
+                try:
+                    prompts[number] = make_prompt(
+                        self._speaker, script, self._request.seed, self._max_frames, self._voice_means
+                    )
+                except UserError as error:
+                    found[number] = _nothing(str(error))
+            if prompts:
+                spoken = speak(
+                    self._speaker.model,
+                    self._speaker.special,
+                    list(prompts.values()),
+                    cfg_scale=self._request.cfg_scale,
+                    num_diffusion_steps=self._request.num_diffusion_steps,
+                    on_frames=self._count,
+                )
+                found |= {
+                    number: self._speech(scripts[number], row) for number, row in zip(prompts, spoken, strict=True)
+                }
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return [found[number] for number in range(len(scripts))]
+        # Out of the handler, so that the tensors of the failed attempt are free.
+        self._frames_made = frames_before
+        if len(scripts) == 1:
+            return [_nothing(f"{scripts[0].where}: there is not enough memory to say it; {_LESS_MEMORY}")]
+        middle = len(scripts) // 2
+        return [speech for half in (scripts[:middle], scripts[middle:]) for speech in self.say(half)]
+
+    def _speech(self, script: Script, row: Spoken) -> Speech:
+        if not np.isfinite(row.waveform_N).all():
+            return _nothing(
+                f"{script.where}: the model computed numbers that are not finite; use --dtype float32, a lower "
+                "--cfg_scale or --adapter_scale, or another adapter."
+            )
+        fault = ""
+        if not len(row.waveform_N):
+            fault = f"{script.where}: the model said nothing; try another --seed, --cfg_scale or --voice."
+        return Speech(row.waveform_N, len(row.waveform_N) // self._hop_length, row.ended, row.decisions, fault)
+
+    def _count(self, frames: int) -> None:
+        self._frames_made += frames
+        if self._on_audio is not None:
+            self._on_audio(self._frames_made * self._frame_sec)
+
+
+def _nothing(fault: str) -> Speech:
+    return Speech(np.zeros(0, dtype=np.float32), 0, ended=False, decisions=(), fault=fault)
 
 
 def load_speech_model(source: ModelSource) -> SpeechModel:
@@ -238,12 +279,22 @@ def load_speech_model(source: ModelSource) -> SpeechModel:
     special = special_tokens(tokenizer)
     checkpoint = with_special_tokens(checkpoint, special)
     folder = None if source.adapter is None else locate(source.adapter, ADAPTER_FILES, source.cache_dir)[0]
-    model = load_for_generation(checkpoint, dtype, device)
-    applied = None
-    if folder is not None:
-        fingerprint = model_fingerprint(checkpoint)
-        applied = load_adapter(model, folder, scale=source.adapter_scale, base_fingerprint=fingerprint)
-    return SpeechModel(model, partial(tokenizer.encode, add_special_tokens=False), special, applied)
+    try:
+        model = load_for_generation(checkpoint, dtype, device)
+        applied = None
+        if folder is not None:
+            fingerprint = model_fingerprint(checkpoint)
+            applied = load_adapter(model, folder, scale=source.adapter_scale, base_fingerprint=fingerprint)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{source.name_or_path}: there is not enough memory to load the model as {str(dtype)[6:]} on {device}; "
+            f"{_LESS_MEMORY}"
+        ) from error
+    # Not verbose: transformers would remark on a text that is longer than the tokenizer's own limit.
+    encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
+    return SpeechModel(model, encode, special, applied)
 
 
 def voice_warnings(adapter: AppliedSummary | None, scripts: tuple[Script, ...]) -> list[str]:
@@ -262,64 +313,6 @@ def voice_warnings(adapter: AppliedSummary | None, scripts: tuple[Script, ...]) 
     return [
         f"the adapter was trained without voice prompts and one is given{which}: leave --voice out to hear its voice"
     ]
-
-
-@torch.no_grad()
-def make_prompt(
-    speaker: SpeechModel, script: Script, seed: int, max_frames: int, voice_means: dict[AudioSource, Tensor]
-) -> Prompt:
-    """What the language model is given for a script.
-
-    Args:
-        speaker: the model.
-        script: what is said, with its voices.
-        seed: of the voices' latents and of the frames' noise.
-        max_frames: the most that may be said.
-        voice_means: (V, C) of the voices that were encoded already; new ones are added.
-
-    Raises:
-        DataError: a voice cannot be read, or the script does not fit into the model's positions.
-    """
-    model = speaker.model
-    facts = parts.facts(model.config)
-    rng = np.random.default_rng((seed, VOICE_STREAM))
-    for voice in script.voices:
-        if voice not in voice_means:
-            voice_means[voice] = encode_voice(model, voice)
-    means = [voice_means[voice] for voice in script.voices]
-    frames = [len(mean_VC) for mean_VC in means]
-    ids, voice_positions = generation_prompt(speaker.encode, speaker.special, script.turns, frames)
-    room = facts.max_positions - len(ids) - 2  # the two that end it
-    if room < 1:
-        raise DataError(
-            f"{script.where}: the script with its voices takes {len(ids):,} of the model's {facts.max_positions:,} "
-            "positions, which leaves none for speech; split it or give shorter voices."
-        )
-    device = parts.embed_tokens(model).weight.device
-    mean_VC = torch.cat([torch.zeros(0, facts.acoustic_dim, device=device), *means])
-    jitter_VC = torch.from_numpy(voice_jitter(rng, frames, facts.acoustic_dim)).to(device)
-    voice_VC = draw_latents(model, mean_VC, jitter_VC)
-    ids_T, voice_index_V = (torch.from_numpy(part).to(device) for part in (ids, voice_positions))
-    return Prompt(
-        embeddings_TD=embed_prompt(model, ids_T, voice_index_V, voice_VC),
-        max_frames=min(max_frames, room),
-        rng=np.random.default_rng((seed, FRAME_STREAM)),
-    )
-
-
-@torch.no_grad()
-def encode_voice(model: nn.Module, voice: AudioSource) -> Tensor:
-    """The acoustic means of a recording, (V, C) float32, made as the latent store makes them.
-
-    Raises:
-        AudioError: the recording cannot be used.
-    """
-    encoder = acoustic_encoder(model)
-    hop_length = parts.facts(parts.config(model)).hop_length
-    waveform_N = torch.from_numpy(pad_to_frames(normalize_rms(load_audio(voice)), hop_length))
-    waveform_1N = parts.as_input(encoder, waveform_N).to(parts.embed_tokens(model).weight.device)[None]
-    mean_1VC = encode_in_chunks(encoder, waveform_1N, ENCODED_AT_ONCE_FRAMES * hop_length)
-    return mean_1VC[0].float()
 
 
 def _check_device(device: str) -> None:

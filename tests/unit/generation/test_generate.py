@@ -27,20 +27,19 @@ from vibevoice_finetune.audio.source import (
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.prompt import generation_prompt
 from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError, DataError, UserError
-from vibevoice_finetune.generation import generate as room
+from vibevoice_finetune.generation import generate as generate_room
 from vibevoice_finetune.generation import loop
+from vibevoice_finetune.generation import prompts as prompts_room
 from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,
     ModelSource,
-    SpeechModel,
-    encode_voice,
     generate,
     load_speech_model,
-    make_prompt,
     voice_warnings,
 )
 from vibevoice_finetune.generation.loop import Prompt, is_plain, make_solver, sample_latents
+from vibevoice_finetune.generation.prompts import SpeechModel, encode_voice, make_prompt
 from vibevoice_finetune.generation.scripts import Script, script_from_text
 from vibevoice_finetune.objective.embeddings import embed_prompt
 
@@ -254,7 +253,7 @@ def test_the_prompt_is_the_one_that_transformers_would_make(speaker: SpeechModel
 def test_a_voice_is_encoded_in_pieces_as_in_one(speaker: SpeechModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encode_voice(speaker.model, LONG)
     assert whole.shape == (7, parts.facts(speaker.model.config).acoustic_dim)
-    monkeypatch.setattr(room, "ENCODED_AT_ONCE_FRAMES", 2)
+    monkeypatch.setattr(prompts_room, "ENCODED_AT_ONCE_FRAMES", 2)
     torch.testing.assert_close(encode_voice(speaker.model, LONG), whole, atol=1e-5, rtol=0)
 
 
@@ -282,9 +281,111 @@ def test_a_voice_that_speaks_twice_is_encoded_once(speaker: SpeechModel, monkeyp
         encoded.append(voice)
         return encode_voice(model, voice)
 
-    monkeypatch.setattr(room, "encode_voice", count)
+    monkeypatch.setattr(prompts_room, "encode_voice", count)
     say(speaker, (1, 1, 1))
     assert encoded == [LONG, SHORT]
+
+
+# One that cannot be said does not stop the others.
+
+
+def too_long(speaker: SpeechModel) -> Script:
+    return script_from_text("word " * parts.facts(speaker.model.config).max_positions, where="the long one")
+
+
+def test_a_script_that_does_not_fit_leaves_the_others(speaker: SpeechModel) -> None:
+    told: list[tuple[int, int]] = []
+    scripts = (SCRIPTS[0], too_long(speaker), SCRIPTS[1])
+    with planned(speaker, {None: [speaker.special.frame] * 3}):
+        found = generate(request_for(speaker, scripts), on_speech=lambda n, speech: told.append((n, speech.num_frames)))
+    assert told == [(0, 3), (1, 0), (2, 3)]
+    assert [bool(speech.fault) for speech in found.speeches] == [False, True, False]
+    assert found.speeches[1].fault.startswith("the long one: the script with its voices takes")
+
+
+def test_what_is_done_is_told_before_the_rest_is_begun(speaker: SpeechModel) -> None:
+    begun: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        begun.append(number)
+        raise KeyboardInterrupt
+
+    with planned(speaker, {None: [speaker.special.frame]}), pytest.raises(KeyboardInterrupt):
+        generate(request_for(speaker, batch_size=1), on_speech=stop)
+    assert begun == [0]
+
+
+def test_a_voice_of_an_hour_is_refused_before_it_is_encoded(speaker: SpeechModel) -> None:
+    positions = parts.facts(speaker.model.config).max_positions
+    script = script_from_text("Hi.", [noise_of(positions * HOP)])
+    assert speaker.model.model is not None
+    (speech,) = say(speaker, (), scripts=[script]).speeches
+    assert f"has {positions:,} frames, and the model has {positions:,} positions" in speech.fault
+
+
+def test_a_voice_of_a_twentieth_of_a_frame_is_one_frame(speaker: SpeechModel) -> None:
+    (speech,) = say(speaker, (2,), scripts=[script_from_text("Hi.", [noise_of(2)])]).speeches
+    assert speech.num_frames == 2
+
+
+@contextmanager
+def little_memory(speaker: SpeechModel, rows: int, error: type[BaseException], message: str) -> Iterator[None]:
+    """Memory that does not suffice for more than so many rows at once."""
+
+    def check(_: object, __: object, kwargs: dict[str, Any]) -> None:
+        if len(kwargs["inputs_embeds"]) > rows:
+            raise error(message)
+
+    with parts.language_model(speaker.model).register_forward_pre_hook(check, with_kwargs=True):
+        yield
+
+
+NO_MEMORY = [
+    (RuntimeError, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 8 bytes."),
+    (MemoryError, ""),
+]
+
+
+@pytest.mark.parametrize(("error", "message"), NO_MEMORY)
+def test_without_memory_for_a_batch_it_is_divided(
+    speaker: SpeechModel, error: type[BaseException], message: str
+) -> None:
+    plans = {None: [speaker.special.frame] * 3}
+    with planned(speaker, plans):
+        whole = generate(request_for(speaker))
+    heard: list[float] = []
+    with planned(speaker, plans), little_memory(speaker, 1, error, message):
+        divided = generate(request_for(speaker), heard.append)
+    assert heard[-1] == pytest.approx(9 * FRAME_SEC)
+    for one, other in zip(whole.speeches, divided.speeches, strict=True):
+        assert difference(one.waveform_N, other.waveform_N) < 1e-4
+
+
+@pytest.mark.parametrize(("error", "message"), NO_MEMORY)
+def test_without_memory_for_one_script_it_says_what_helps(
+    speaker: SpeechModel, error: type[BaseException], message: str
+) -> None:
+    with little_memory(speaker, 0, error, message):
+        (speech,) = generate(request_for(speaker, SCRIPTS[:1])).speeches
+    assert speech.fault.startswith("the text: there is not enough memory to say it; use --dtype bf16")
+
+
+def test_without_memory_for_the_model_it_says_what_helps(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(NO_MEMORY[0][1])
+
+    monkeypatch.setattr(generate_room, "load_for_generation", fail)
+    with pytest.raises(UserError, match=r"not enough memory to load the model as float32 on cpu; use --dtype bf16"):
+        load_speech_model(source_of(golden_dir))
+
+
+def test_numbers_that_are_not_finite_are_no_audio(speaker: SpeechModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "sample_latents", lambda *_, **__: torch.full((1, 8), math.nan))
+    with planned(speaker, {None: [speaker.special.frame]}):
+        (speech,) = generate(request_for(speaker, SCRIPTS[:1])).speeches
+    assert len(speech.waveform_N) == 0
+    assert "numbers that are not finite" in speech.fault
 
 
 # What is mended in transformers' loop.
@@ -334,7 +435,7 @@ def test_sampling_is_that_of_transformers(speaker: SpeechModel, cfg_scale: float
     torch.testing.assert_close(ours, theirs[:, 0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 50])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 50, 999])
 def test_any_number_of_steps(speaker: SpeechModel, num_steps: int) -> None:
     (speech,) = say(speaker, (2,), num_diffusion_steps=num_steps).speeches
     assert np.isfinite(speech.waveform_N).all()
@@ -397,7 +498,7 @@ def test_noise_is_drawn_once_a_frame(speaker: SpeechModel) -> None:
         )
     dim = parts.facts(speaker.model.config).acoustic_dim
     for prompt, frames in zip(prompts, (2, 4), strict=True):
-        fresh = np.random.default_rng((3, room.FRAME_STREAM))
+        fresh = np.random.default_rng((3, prompts_room.FRAME_STREAM))
         fresh.standard_normal((frames, dim), dtype=np.float32)
         assert prompt.rng.standard_normal() == fresh.standard_normal()
 
@@ -445,11 +546,13 @@ def test_an_empty_folder_is_no_adapter(golden_dir: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cfg_scale": math.nan}, "--cfg_scale nan: must be at least 0"),
-        ({"cfg_scale": -1.0}, "--cfg_scale -1.0: must be at least 0"),
-        ({"num_diffusion_steps": 0}, "--num_diffusion_steps 0: must be from 1 to 1000"),
+        ({"cfg_scale": math.nan}, "--cfg_scale nan: must be a finite number, at least 0"),
+        ({"cfg_scale": -1.0}, "--cfg_scale -1.0: must be a finite number, at least 0"),
+        ({"num_diffusion_steps": 1000}, "--num_diffusion_steps 1000: must be from 1 to 999"),
+        ({"max_length_sec": math.inf}, "--max_length_sec inf: must be a finite number above 0"),
+        ({"num_diffusion_steps": 0}, "--num_diffusion_steps 0: must be from 1 to 999"),
         ({"seed": -1}, "--seed -1: must be at least 0"),
-        ({"max_length_sec": 0.0}, "--max_length_sec 0.0: must be above 0"),
+        ({"max_length_sec": 0.0}, "--max_length_sec 0.0: must be a finite number above 0"),
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
         ({"scripts": ()}, "nothing to say"),
     ],
