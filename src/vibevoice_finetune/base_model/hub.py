@@ -73,6 +73,10 @@ def locate(name_or_path: str, wanted: Wanted, cache_dir: Path | None) -> tuple[P
     Raises:
         CheckpointError: there is no such folder and no such repository, or it cannot be downloaded.
     """
+    if not name_or_path.strip():
+        raise CheckpointError(
+            f"the name of the {wanted.what} is empty; expected its folder, or a repository of the Hub"
+        )
     with _explaining_bad_paths(name_or_path):
         path = Path(name_or_path).expanduser()
         if path.is_dir():

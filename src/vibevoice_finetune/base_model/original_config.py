@@ -15,7 +15,7 @@ from vibevoice_finetune.errors import CheckpointError
 Json = dict[str, Any]
 
 NUM_TRAIN_TIMESTEPS = 1000
-_LARGEST = 10_000_000_000  # of any number in a configuration; what is too large for its key is refused later
+_LARGEST = 100_000_000  # of any number in a configuration; what is too large for its key is refused later
 # The original draws the sigma-VAE's scale with `fix_std / 0.8`; the native configuration keeps the quotient.
 STD_DIVISOR = 0.8
 

@@ -161,7 +161,11 @@ def test_nonsense_is_refused(raw: Json) -> None:
     [
         ({"model_type": "qwen2"}, "not VibeVoice: found model_type 'qwen2'"),
         ({}, "not VibeVoice: found no model_type"),
-        ({"model_type": "vibevoice_streaming"}, "VibeVoice-Realtime"),
+        ({"model_type": ["vibevoice"]}, r"found model_type \['vibevoice'\]"),
+        ({"model_type": "vibevoice_streaming"}, "this is VibeVoice-Realtime"),
+        ({"model_type": "vibevoice", "architectures": ["VibeVoiceForASRTraining"]}, "this is VibeVoice-ASR"),
+        ({"model_type": "vibevoice_asr"}, "this is VibeVoice-ASR"),
+        ({"model_type": "vibevoice_acoustic_tokenizer"}, "this is a speech tokenizer of VibeVoice alone"),
         ({"model_type": "vibevoice", "decoder_config": {}}, "in neither layout"),
     ],
 )
@@ -201,3 +205,96 @@ def test_generation_settings(raw: Json) -> None:
     assert settings["noise_scheduler_config"]["beta_schedule"] == "squaredcos_cap_v2"
     assert settings["noise_scheduler_config"]["prediction_type"] == "v_prediction"
     assert settings["eos_token_id"] == settings["pad_token_id"] == 151643
+
+
+@pytest.mark.parametrize("section", ["acoustic_tokenizer_config", "decoder_config", "diffusion_head_config"])
+def test_a_missing_section_is_named(raw: Json, section: str) -> None:
+    del raw[section]
+    with pytest.raises(CheckpointError, match=f"config.json: lacks {section}; download the file again"):
+        read_config(raw, "config.json")
+
+
+WHOLE = ("64", 1.5, True, None, [64], {"a": 1}, 0, -1, 10**9, float("nan"))
+NUMBER = ("1e-5", True, [1e-5], float("nan"), float("inf"), -1.0, 10**30)
+WRONG = [
+    *(("decoder_config", key, WHOLE) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")),
+    *(("decoder_config", key, WHOLE) for key in ("intermediate_size", "max_position_embeddings", "vocab_size")),
+    ("decoder_config", "rms_norm_eps", NUMBER),
+    ("decoder_config", "rope_theta", NUMBER),
+    ("decoder_config", "tie_word_embeddings", ("true", 1, 0, [])),
+    ("decoder_config", "hidden_act", ("swoosh", 3, None, [])),
+    ("decoder_config", "rope_scaling", ("linear", 2.0, ["a"], {"type": "swirl"}, {"type": "linear", "factor": "2"})),
+    ("decoder_config", "attention_dropout", ("0", -0.1, 1.0)),
+    ("acoustic_tokenizer_config", "vae_dim", WHOLE),
+    ("acoustic_tokenizer_config", "fix_std", ("0.5", True, [0.5], float("nan"), float("inf"), -1.0)),
+    ("acoustic_tokenizer_config", "layernorm_eps", NUMBER),
+    ("semantic_tokenizer_config", "encoder_n_filters", WHOLE),
+    ("semantic_tokenizer_config", "encoder_depths", ("", "1-0-1-1", "3-x", [1, 1, 1, 1], 3, "1-1", "9" * 50)),
+    ("semantic_tokenizer_config", "encoder_ratios", ([], [0, 1, 2], ["2"], "2-4-5", [True, 2, 2], [10**6, 1, 1])),
+    ("diffusion_head_config", "head_layers", WHOLE),
+    ("diffusion_head_config", "head_ffn_ratio", ("3", True, float("nan"), 0, -3, 1e9)),
+    ("diffusion_head_config", "rms_norm_eps", NUMBER),
+]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [(section, key, value) for section, key, values in WRONG for value in values],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_wrong_value_is_named_by_its_key(raw: Json, section: str, key: str, value: object) -> None:
+    raw[section][key] = value
+    with pytest.raises(CheckpointError) as refused:
+        read_config(raw, "here/config.json")
+    message = str(refused.value)
+    assert message.startswith("here/config.json: ")
+    assert f"{section}.{key}" in message or f"{section} has" in message
+    assert len(message) < 500
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "named"),
+    [
+        ("decoder_config", "num_attention_heads", 5, r"num_attention_heads is 5; expected a divisor of .*hidden_size"),
+        ("decoder_config", "num_key_value_heads", 3, r"num_key_value_heads is 3; expected a divisor of .*attention"),
+        ("diffusion_head_config", "hidden_size", 99, r"diffusion_head_config\.hidden_size is 99"),
+        ("diffusion_head_config", "latent_size", 99, r"diffusion_head_config\.latent_size is 99"),
+        ("semantic_tokenizer_config", "encoder_ratios", [5, 4, 4], r"encoder_ratios makes a frame of .* samples"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other(raw: Json, section: str, key: str, value: object, named: str) -> None:
+    raw[section][key] = value
+    with pytest.raises(CheckpointError, match=named):
+        read_config(raw, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "named"),
+    [
+        ("text_config", "hidden_size", "64", r"text_config\.hidden_size is '64'; expected a whole number"),
+        ("text_config", "hidden_act", "swoosh", r"text_config\.hidden_act is 'swoosh'; expected one of"),
+        ("text_config", "num_attention_heads", 5, r"text_config\.num_attention_heads is 5; expected a divisor"),
+        ("text_config", "rope_parameters", [1], r"text_config\.rope_parameters is \[1\]; expected an object"),
+        ("text_config", "dtype", "float33", r"text_config\.dtype is 'float33'; expected one of float32"),
+        ("audio_config", "downsampling_ratios", [2, "4"], r"audio_config\.downsampling_ratios is \[2, '4'\]"),
+        ("audio_config", "depths", [1], r"audio_config\.depths is \[1\]; expected 4 numbers"),
+        ("audio_config", "model_type", "dac", r"audio_config is of model_type 'dac'"),
+        ("diffusion_head_config", "latent_size", 99, r"latent_size is 99; expected 6, as audio_config\.hidden_size"),
+        ("diffusion_head_config", "hidden_size", 99, r"hidden_size is 99; expected \d+, as text_config\.hidden_size"),
+        ("diffusion_head_config", "frequency_embedding_size", 255, "255; expected an even number"),
+    ],
+)
+def test_native_values_are_named_too(golden_dir: Path, section: str, key: str, value: object, named: str) -> None:
+    raw = json.loads((golden_dir / "tied" / "checkpoint" / "config.json").read_text())
+    native = config_to_native(raw, "config.json").to_dict()
+    native[section][key] = value
+    with pytest.raises(CheckpointError, match=named):
+        read_config(native, "config.json")
+
+
+def test_a_section_of_another_kind_is_named(raw: Json) -> None:
+    native = config_to_native(raw, "config.json").to_dict()
+    native["audio_config"] = None
+    with pytest.raises(CheckpointError, match=r"config\.json: audio_config is None; expected an object"):
+        read_config(native, "config.json")
