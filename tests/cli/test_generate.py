@@ -1,13 +1,14 @@
 """`generate` as its user meets it: files, what is said about them, and what is refused before anything is loaded."""
 
 import json
-import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
 from vibevoice_finetune.commands import table
 from vibevoice_finetune.commands.generate import GenerateFlags, parse
+from vibevoice_finetune.generation import generate as generate_room
+from vibevoice_finetune.generation import loop
 from vibevoice_finetune.generation.generate import ModelSource
 from vibevoice_finetune.generation.order import GenerationProgress, output_paths
 
@@ -163,8 +166,7 @@ def test_a_script_of_which_nothing_is_said(run: Run, tiny_checkpoint: Path) -> N
     assert code == 2
     assert lines == []
     assert said.endswith(
-        'error: --text "Hello.": the model said nothing, so no file was written; try another --seed, --cfg_scale or '
-        "--voice.\n"
+        'error: --text "Hello.": the model said nothing; try another --seed, --cfg_scale or --voice.\n'
     )
     assert not Path("a.wav").exists()
 
@@ -222,13 +224,116 @@ def test_what_is_refused_before_the_model_is_loaded(run: Run, words: list[str], 
     assert len(said.splitlines()) == 1
 
 
-def test_a_file_that_may_not_be_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may all
-    code, _, said = run("--text", "Hi.", "--output", "a.wav", model=Path("/no/such/model"))
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root cannot write to")
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_model_is_loaded(run: Run) -> None:
+    code, _, said = run("--text", "Hi.", "--output", "/proc/a.wav", model=Path("/no/such/model"))
+    assert code == 2
+    assert re.fullmatch(r"error: /proc: cannot be written \(.*\); choose another place with --output\.\n", said)
+
+
+def test_a_name_that_is_too_long_is_one_line(run: Run) -> None:
+    """254 characters are not; with a number at their end they are."""
+    output = "x" * 250 + ".wav"
+    code, _, said = run("--text", "Hi.", "--text", "Ho.", "--output", output, model=Path("/no/such/model"))
+    assert code == 2
+    assert said.endswith(": cannot be used (File name too long); name another file.\n")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_file_that_is_there_is_kept_unless_told_otherwise(run: Run) -> None:
+    Path("a.wav").write_bytes(b"precious")
+    words = ("--text", "Hi.", "--output", "a.wav", "--max_length_sec", "0.2")
+    code, _, said = run(*words, model=Path("/no/such/model"))
     assert (code, said) == (
         2,
-        "error: --output a.wav: cannot be written; check its permissions, or name another place.\n",
+        "error: --output a.wav: exists already; name another file, or replace it with --overwrite.\n",
     )
+    assert Path("a.wav").read_bytes() == b"precious"
+    assert run(*words, "--overwrite")[0] == 0
+    assert soundfile.info("a.wav").frames == FRAME
+
+
+@pytest.mark.parametrize("output", ["anna.wav", "sub/../anna.wav", "link.wav", "hard.wav"])
+def test_a_voice_is_never_replaced(run: Run, tmp_path: Path, output: str) -> None:
+    voice = write_voice(tmp_path / "anna.wav")
+    before = voice.read_bytes()
+    Path("sub").mkdir()
+    Path("link.wav").symlink_to(voice)
+    Path("hard.wav").hardlink_to(voice)
+    Path("own.json").write_text('{"script": "Hi.", "voices": ["anna.wav"]}')
+    for words in (["--text", "Hi.", "--voice", "anna.wav"], ["--script", "own.json"]):
+        code, _, said = run(*words, "--output", output, "--overwrite", model=Path("/no/such/model"))
+        assert (code, said) == (
+            2,
+            f"error: --output {output}: is a voice of this script, and would be lost; name another file.\n",
+        )
+    assert voice.read_bytes() == before
+
+
+def test_one_of_several_numbered_files_is_there_already(run: Run) -> None:
+    Path("a-2.wav").write_bytes(b"precious")
+    words = ("--text", "Hi.", "--text", "Ho.", "--output", "a.wav")
+    code, _, said = run(*words, model=Path("/no/such/model"))
+    assert code == 2
+    assert said.startswith("error: --output a-2.wav: exists already;")
+
+
+def test_a_script_that_does_not_fit_leaves_the_others(run: Run) -> None:
+    """The model has 4,096 positions, and its tokenizer one token per byte."""
+    words = ("--text", "One.", "--text", "x" * 5000, "--text", "Three.", "--output", "a.wav")
+    code, lines, said = run(*words, "--max_length_sec", "0.2")
+    assert code == 2
+    assert [line.split(":")[0] for line in lines] == ["a-1.wav", "a-3.wav"]
+    assert Path("a-1.wav").is_file()
+    assert Path("a-3.wav").is_file()
+    assert not Path("a-2.wav").exists()
+    assert 'not spoken: --text "xxx' in said
+    assert "which leaves none for speech; split it or give shorter voices." in said
+    assert said.splitlines()[-1] == (
+        "error: 1 of 3 scripts could not be spoken, see above; the files of the others are written."
+    )
+
+
+def test_what_was_spoken_is_kept_when_the_rest_is_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken: list[int] = []
+
+    def speak_once(*args: Any, **settings: Any) -> Any:
+        if spoken:
+            raise KeyboardInterrupt
+        spoken.append(1)
+        return loop.speak(*args, **settings)
+
+    monkeypatch.setattr(generate_room, "speak", speak_once)
+    words = ("--text", "One.", "--text", "Two.", "--output", "a.wav", "--batch_size", "1")
+    code, lines, _ = run(*words, "--max_length_sec", "0.2")
+    assert code == 130
+    assert [line.split(":")[0] for line in lines] == ["a-1.wav"]
+    assert soundfile.info("a-1.wav").frames == FRAME
+    assert sorted(path.name for path in Path().iterdir()) == ["a-1.wav"]
+
+
+def test_nothing_but_our_own_lines_is_on_the_terminal(run: Run) -> None:
+    """No progress bars or remarks of libraries, before a result or before an error."""
+    _, _, said = run("--text", "Hello.", "--output", "a.wav", "--max_length_sec", "0.2")
+    assert re.fullmatch(r"0\.1 s of audio in [\d.]+ s: real-time factor [\d.]+\n", said)
+    _, _, said = run("--text", "Hello.", "--output", "b.wav", "--adapter", "/no/such/adapter")
+    assert re.fullmatch(r"error: /no/such/adapter: no such folder.*\n", said)
+
+
+@pytest.mark.parametrize(
+    "text", ["😀🎉", "!?…", "你好。", "Hello\tthere", "<b>bold</b> [red]x[/red]", "\u202eabc", "a" * 900]
+)
+def test_unusual_texts_are_spoken(run: Run, text: str) -> None:
+    code, lines, _ = run("--text", text, "--output", "a.wav", "--max_length_sec", "0.2")
+    assert (code, len(lines)) == (0, 1)
+
+
+def test_four_speakers_with_one_voice(run: Run, tmp_path: Path) -> None:
+    write_voice(tmp_path / "v.wav")
+    text = "\n".join(f"Speaker {number}: Hi." for number in (1, 2, 3, 4))
+    code, _, said = run("--text", text, "--voice", "v.wav", "--output", "a.wav", model=Path("/no/such/model"))
+    assert code == 2
+    assert "1 voice prompts for 4 speakers; give one for each speaker" in said
 
 
 def test_without_diffusers_it_is_said_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

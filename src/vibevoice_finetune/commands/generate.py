@@ -46,7 +46,7 @@ class GenerateFlags:
         group="what is said",
         is_path=True,
     )
-    overwrite: bool = flag(False, help="Replace files that are there already.", group="what is said")
+    overwrite: bool = flag(False, help="Replace files that exist, but never a voice.", group="what is said")
     cfg_scale: float = flag(
         1.3, help="Guidance by text and voice; 1 is none.", group="how it is said", range=NOT_NEGATIVE
     )
@@ -119,7 +119,7 @@ def order_of(flags: GenerateFlags) -> "Order":
     from vibevoice_finetune.audio.source import parse_audio
     from vibevoice_finetune.data.prompt import shorten
     from vibevoice_finetune.generation.generate import GenerationRequest, ModelSource
-    from vibevoice_finetune.generation.order import DTYPES, Order, check_voices, check_writable, output_paths
+    from vibevoice_finetune.generation.order import DTYPES, Order, check_outputs, check_voices, output_paths
     from vibevoice_finetune.generation.scripts import read_scripts, script_from_text
 
     voices = [parse_audio(path, None, "--voice") for path in flags.voice]
@@ -128,8 +128,7 @@ def order_of(flags: GenerateFlags) -> "Order":
     for path in flags.script:
         scripts += read_scripts(Path(path), voices)
     outputs = output_paths(Path(flags.output), len(scripts))
-    for output in outputs:
-        check_writable(output, overwrite=flags.overwrite)
+    check_outputs(outputs, scripts, overwrite=flags.overwrite)
     check_voices(scripts, voices)
     source = ModelSource(
         name_or_path=flags.model_name_or_path,
