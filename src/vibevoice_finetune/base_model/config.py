@@ -52,7 +52,7 @@ NOISE_SCHEDULE = {
 
 
 class Layout(StrEnum):
-    """How a checkpoint names its tensors and writes its configuration."""
+    """How a base model names its tensors and writes its configuration."""
 
     ORIGINAL = "original"
     NATIVE = "native"
@@ -142,10 +142,10 @@ def _other_variant(raw: Mapping[str, Any]) -> str | None:
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
-    """The configuration of a checkpoint of either layout.
+    """The configuration of a base model of either layout.
 
     Raises:
-        CheckpointError: it is no VibeVoice configuration, or one that transformers' classes cannot express.
+        CheckpointError: it is not a VibeVoice configuration, or one that transformers' classes cannot express.
     """
     if layout_of(raw, where) is Layout.ORIGINAL:
         return config_to_native(raw, where)

@@ -66,7 +66,7 @@ _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose configuration was read; no weights yet.
+    """A base model whose configuration was read; no weights yet.
 
     Attributes:
         source: what the user typed.
@@ -86,7 +86,7 @@ class Checkpoint:
 
 
 def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpoint:
-    """Read a checkpoint's configuration from a folder or a repository of the Hub.
+    """Read a base model's configuration from a folder or a repository of the Hub.
 
     Raises:
         CheckpointError: there is no such model, it is not VibeVoice, or one that cannot be expressed.
@@ -111,7 +111,7 @@ def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpo
 
 
 def with_special_tokens(checkpoint: Checkpoint, special: SpecialTokens) -> Checkpoint:
-    """The checkpoint with the token ids of its text tokenizer in the configuration, where `generate()` looks them up.
+    """The model with the token ids of its text tokenizer in the configuration, where `generate()` looks them up.
 
     An original configuration has no ids (the native one's defaults are Qwen2.5's), and a native one may be wrong.
 
@@ -137,7 +137,7 @@ def with_special_tokens(checkpoint: Checkpoint, special: SpecialTokens) -> Check
 def weight_index(checkpoint: Checkpoint) -> WeightIndex:
     """The places of all tensors, by native name, after checking that they are exactly those of the configuration.
 
-    Downloads the weights if the checkpoint is a repository whose weights are not in the cache.
+    Downloads the weights if the model is a repository whose weights are not in the cache.
 
     Raises:
         CheckpointError: no weights, a damaged file, or tensors missing, left over or of another shape.
@@ -160,7 +160,7 @@ def load_for_training(
     Args:
         checkpoint: what to load.
         dtype: of every tensor but the frequency buffers, which are float32.
-        device: where to.
+        device: where the weights go.
         quantization_config: how to quantise linear layers while loading.
 
     Raises:

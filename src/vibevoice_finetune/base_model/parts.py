@@ -29,8 +29,8 @@ class ModelFacts:
     """What the rest of the program needs to know of a model, in the project's words.
 
     Attributes:
-        hop_length: samples a frame (3,200 in the released models).
-        sampling_rate_hz: samples a second of every waveform that enters or leaves.
+        hop_length: samples per frame (3,200 in the released models).
+        sampling_rate_hz: samples per second of every waveform that enters or leaves.
         acoustic_dim: C, numbers in an acoustic latent.
         semantic_dim: S, numbers in a semantic feature.
         hidden_size: D, of the language model and the diffusion head.
@@ -90,7 +90,7 @@ class VibeVoiceWithoutTokenizers(VibeVoiceForConditionalGeneration):  # type: ig
 
 
 def tensor_shapes(config: VibeVoiceConfig) -> dict[str, tuple[int, ...]]:
-    """Native name and shape of every tensor that a checkpoint with this configuration holds.
+    """Native name and shape of every tensor that a model with this configuration has.
 
     A tied model's output matrix is not among them: it is the embedding matrix. Costs no memory and a fraction of a
     second at full size.
@@ -98,7 +98,7 @@ def tensor_shapes(config: VibeVoiceConfig) -> dict[str, tuple[int, ...]]:
     return dict(_tensor_shapes(config.to_json_string(use_diff=False)))
 
 
-@lru_cache(maxsize=4)  # building the empty model is what opening a small checkpoint costs, and each load asks for it
+@lru_cache(maxsize=4)  # building the empty model is what opening a small model costs, and each load asks for it
 def _tensor_shapes(config_json: str) -> dict[str, tuple[int, ...]]:
     config = VibeVoiceConfig.from_dict(json.loads(config_json))
     with torch.device("meta"), no_init_weights():
@@ -178,9 +178,9 @@ def as_input(module: nn.Module, values: Tensor) -> Tensor:
 def predict_velocity(
     head: VibeVoiceDiffusionHead, noisy_FKC: Tensor, timestep_FK: Tensor, condition_FD: Tensor
 ) -> Tensor:
-    """The diffusion head's velocity for K noise draws a frame, (F, K, C).
+    """The diffusion head's velocity for K noise draws per frame, (F, K, C).
 
-    Equal to calling the head with every condition repeated K times, but the condition is projected once a frame.
+    Equal to calling the head with every condition repeated K times, but the condition is projected once per frame.
     Timesteps enter as float32, because bf16 would round 513 to 512.
 
     Args:

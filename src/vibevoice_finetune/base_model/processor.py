@@ -70,9 +70,9 @@ def write_native_files(folder: Path, config: VibeVoiceConfig, tokenizer: Qwen2To
     """Write what `AutoProcessor` and `generate()` of transformers read beside the weights and `config.json`.
 
     Args:
-        folder: where to.
-        config: with the tokenizer's token ids, see `checkpoint.with_special_tokens`.
-        tokenizer: its own chat template, of a text model, is left out.
+        folder: where they go.
+        config: with the tokenizer's token ids, see `load.with_special_tokens`.
+        tokenizer: its own chat template, which is for a text model, is left out.
     """
     text_tokenizer = copy.deepcopy(tokenizer)
     text_tokenizer.chat_template = None
@@ -88,9 +88,10 @@ def write_original_files(folder: Path, config: VibeVoiceConfig, tokenizer: Qwen2
     """Write what the readers of the original layout read beside the weights and `config.json`.
 
     Args:
-        folder: where to.
+        folder: where they go.
         config: of the model.
-        tokenizer: put beside, so that this package needs no download; the original's readers look it up by its name.
+        tokenizer: written beside them, so that this package needs no download; the original's readers look it up
+            by its name.
     """
     text_tokenizer_name = _TEXT_TOKENIZERS.get(facts(config).hidden_size, _TEXT_TOKENIZERS[1536])
     preprocessor = original_preprocessor(config, text_tokenizer_name)

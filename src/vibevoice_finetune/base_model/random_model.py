@@ -1,12 +1,12 @@
-"""Random VibeVoice checkpoints, as the published ones are laid out: for the demo, the tests and the benchmarks.
+"""Random VibeVoice models, laid out like the published ones: for the demo, the tests and the benchmarks.
 
-Why: no part of this program may need a download to be tried, and a benchmark at full size needs full-size weights, not
-trained ones. A random model makes no speech, but everything about it has the right form: its folder serves as model
+Why: every part of this program can be tried without a download, and a benchmark at full size needs full-size weights,
+not trained ones. A random model does not speak, but everything about it has the right form: its folder serves as model
 and as text tokenizer, its latents depend on the audio, and nothing in it is zero by chance.
 
 In: a folder and a size. Out: `config.json`, `preprocessor_config.json`, safetensors in the original layout, and a text
-tokenizer with one token a byte and Qwen2.5's special tokens after them (so a text has about four times the tokens that
-the real tokenizer gives it).
+tokenizer with one token per byte and Qwen2.5's special tokens after them (so a text has about four times the tokens
+that the real tokenizer gives it).
 """
 
 import math
@@ -80,8 +80,8 @@ _RATIOS = [8, 5, 5, 4, 2, 2]
 # Speech at -25 dBFS has an RMS of 0.056; the first layer lifts it to about 1, the last brings it down again.
 _SPEECH_RMS = 0.056
 
-# (ending of the name, mean, standard deviation) of what is no matrix. The encoders' latents of speech come out with a
-# standard deviation near 1, to which the sigma-VAE adds 0.6; the scale brings the sum to 1, as the published one does.
+# (ending of the name, mean, standard deviation) of tensors that are not matrices. The encoders' latents of speech have
+# a standard deviation near 1, to which the sigma-VAE adds 0.6; the scale brings the sum to 1, as the published one does.
 _VECTORS = (
     (tensor_names.LATENT_SCALE, 0.8, 0.0),
     (tensor_names.LATENT_BIAS, -0.05, 0.0),
@@ -127,13 +127,13 @@ def write_random_checkpoint(
     tied: bool | None = None,
     shards: int = 1,
 ) -> Path:
-    """Write a random checkpoint in the original layout, with its text tokenizer.
+    """Write a random model in the original layout, with its text tokenizer, whole or not at all.
 
-    Tensors are made and written in turn, so the memory needed is that of one shard.
+    Tensors are made and written one after the other, so the memory needed is that of one shard.
 
     Args:
-        folder: where to; made if it does not exist, refused if it holds files.
-        size: "tiny" (2 M parameters, of which 0.9 M are no speech tokenizer), "1.5b" or "7b" (the published shapes).
+        folder: where it goes; made if it does not exist, refused if it holds files.
+        size: "tiny" (2 M parameters, 0.9 M of them outside the speech tokenizers), or "1.5b" or "7b" as published.
         dtype: of the weights.
         seed: of the random numbers. Tensors of more than a million elements repeat one random block of a million,
             each from another place of it: drawing billions takes minutes, and a benchmark sees no difference.
@@ -147,7 +147,7 @@ def write_random_checkpoint(
         CheckpointError: the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder}: is not empty; give a new folder for the random checkpoint")
+        raise CheckpointError(f"{folder}: is not empty; give a new folder for the random model")
     config = config_to_native(original_config(size, dtype, tied), "the random model")
     shapes = tensor_shapes(config)
     total_bytes = dtype.itemsize * sum(math.prod(shape) for shape in shapes.values())

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors in its two layouts, and the way from one to the other.
+"""The names of a base model's tensors in its two layouts, and the way from one to the other.
 
 Why: the released models are published in the *original* layout, transformers' classes speak the *native* one. Tensors
 are never reshaped between them, only renamed, so one table of names, read in both directions, is the whole conversion.

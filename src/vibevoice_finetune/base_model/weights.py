@@ -37,7 +37,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class WeightIndex:
-    """All tensors of a checkpoint, by native name.
+    """All tensors of a base model, by native name.
 
     Attributes:
         tensors: native name to place.
@@ -62,7 +62,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def index_weights(folder: Path, layout: Layout) -> WeightIndex:
-    """Read the headers of a checkpoint's files; no tensor is read.
+    """Read the headers of a model's files; no tensor is read.
 
     Raises:
         CheckpointError: there are no safetensors, a shard is missing, a file is cut off, two hold the same tensor, or
@@ -90,7 +90,7 @@ def index_weights(folder: Path, layout: Layout) -> WeightIndex:
 
 
 def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> WeightIndex:
-    """Compare what a checkpoint holds with what its configuration asks for.
+    """Compare what a model's files hold with what its configuration asks for.
 
     A tied model's files may hold the output matrix a second time if it equals the embedding; it is left out of the
     result, which holds exactly the tensors of `shapes`.
@@ -122,7 +122,7 @@ def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> 
     if faults:
         raise CheckpointError(
             f"{index.where}: the weights do not fit the config.json beside them: {'; '.join(faults)}; "
-            "download the checkpoint again, or give the config.json that belongs to it"
+            "download the model again, or give the config.json that belongs to it"
         )
     checked = replace(index, tensors=tensors)
     _check_scale(checked)
@@ -314,7 +314,7 @@ def _check_scale(index: WeightIndex) -> None:
     if not (abs(scale) > 0 and abs(scale) != float("inf")):
         raise CheckpointError(
             f"{index.tensors[LATENT_SCALE].file}: {index.tensors[LATENT_SCALE].name} is {scale}; expected a finite "
-            "number other than 0: this checkpoint was saved before its latents' scale was measured"
+            "number other than 0: this model was saved before its latents' scale was measured"
         )
 
 

@@ -54,7 +54,7 @@ class ModelSource:
     Attributes:
         name_or_path: a base model: a folder or a Hub id, in either layout.
         adapter: a folder (`OUT/lora`, `OUT/checkpoint-N`) or a Hub id; None for the base model.
-        adapter_scale: how much of the adapter: 0 the base, 1 as trained.
+        adapter_scale: how much of the adapter is applied: 0 none, 1 as trained.
         dtype: of the weights; None: bf16 on an NVIDIA GPU, else float32.
         device: as torch names it; None: an NVIDIA GPU if there is one, else the CPU.
         processor_name_or_path: the text tokenizer, if it is not the model's own.
@@ -141,7 +141,7 @@ class Generation:
     Attributes:
         speeches: one for each script, in order.
         seconds: how long it took, without loading the model.
-        warnings: what a user should be told, a line each; those of the adapter are in its summary.
+        warnings: what a user should be told, one line each; those of the adapter are in its summary.
     """
 
     speeches: tuple[Speech, ...]
@@ -150,7 +150,7 @@ class Generation:
 
     @property
     def real_time_factor(self) -> float:
-        """Time taken for a second of audio; infinite if there is none."""
+        """Seconds of work per second of audio; infinite if there is none."""
         audio_sec = sum(speech.duration_sec for speech in self.speeches)
         return self.seconds / audio_sec if audio_sec else math.inf
 

@@ -1,19 +1,25 @@
-"""transformers' generation loop, mended from outside: prompts of the language model in, waveforms out.
+"""transformers' generation loop, corrected from outside: prompts of the language model in, waveforms out.
 
-Why: the loop itself (`generate()` of the VibeVoice classes) is the library's and stays so. Three things about it are
-not as they must be, and are put right here for the time of a call:
+Why: the loop itself (`generate()` of the VibeVoice classes) belongs to the library and is used as it is, because it
+steps the language model, both of its branches, the streaming decoder and the semantic encoder, and a copy of it would
+have to follow every release. But in three places it does not do what the original does, and has no option for it. They
+are corrected for the time of a call:
 
-- with guidance it adds a processor that guides the *token* scores too, and runs the language model a second time a
-  step for it; the original model chooses tokens without guidance. It is taken out.
-- its noise comes from torch's global generator, one block for all rows, so that a row depends on its neighbours. Here
-  each row has a generator of its own, on the CPU: a script sounds the same in any batch, on any device.
-- it takes no limit for a row, and does not say whether a row ended by itself. A last processor does both.
+- With guidance it adds a processor that guides the *token* scores too, and runs the language model a third time per
+  step for it. The original chooses tokens without guidance, and with it most token sequences come out different. The
+  processor is taken out of the list (`_corrected`); a test fails if transformers renames or moves it.
+- It draws the noise of all rows at once from torch's global generator, so what a row sounds like depends on its
+  neighbours. Here each row has a generator of its own, on the CPU: a script sounds the same in any batch and on any
+  device. The method that turns noise into latents is replaced (`sample`).
+- It has one limit for all rows, and does not say whether a row ended by itself. A processor of ours, the last in the
+  list (`Decisions`), counts frames, ends a row at its limit and notes what was chosen.
 
-Sampling a frame then runs the head as training does, with timesteps and latents in float32 whatever the model's dtype.
+Latents are sampled as in training: the diffusion head is called through `parts.predict_velocity`, with timesteps and
+latents in float32, whatever the model's dtype.
 
 Rows are padded on the left, with positions that count from a row's own first token, as in training. A row that says
-frame after frame and then ends is the same in a batch as alone, up to rounding. One that goes on after its end is not:
-the loop lets the decoder of a waiting row run on while others speak. Such rows are made again alone.
+frame after frame and then ends is the same in a batch as alone, up to rounding. One that goes on after its end of
+speech is not: while others speak, the loop lets the decoder of a waiting row run on. Such rows are made again, alone.
 
 Shapes: B rows, T tokens, F frames, C acoustic dim, D hidden size, N samples.
 """
@@ -41,7 +47,7 @@ from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import require
 
 SPARE_TOKENS = 16
-"""How many decisions other than a frame a row may take: one `<end>` and one end of text are usual."""
+"""How many decisions other than "frame" a row may take; an end of speech and an end of text are usual."""
 
 
 class Solver(Protocol):
@@ -63,7 +69,7 @@ class Prompt:
     Attributes:
         embeddings_TD: inputs of the language model up to the `<start>` of the speech.
         max_frames: the most that the row may say.
-        rng: of the frames' noise; drawn from once a frame.
+        rng: of the frames' noise; drawn from once per frame.
     """
 
     embeddings_TD: Tensor
@@ -95,20 +101,21 @@ def speak(
     num_diffusion_steps: int,
     on_frames: Callable[[int], None],
 ) -> list[Spoken]:
-    """Let the model speak all rows.
+    """Let the model speak all rows at the same time.
 
     Args:
         model: the whole model; it comes back as it was.
         special: ids of the control tokens; the model's configuration has the same.
         prompts: the rows, run as one batch.
         cfg_scale: guidance of the latents; 1 is none.
-        num_diffusion_steps: solver steps a frame.
+        num_diffusion_steps: solver steps per frame.
         on_frames: told after each step how many frames were added.
 
     Raises:
         UserError: diffusers is not installed.
     """
     solver = make_solver()
+    # Drawing moves the generators on; a row that is made again must begin where it began the first time.
     states = [prompt.rng.bit_generator.state for prompt in prompts]
     rows = _speak_batch(model, special, prompts, solver, cfg_scale, num_diffusion_steps, on_frames)
     if len(prompts) == 1:
@@ -135,7 +142,7 @@ def make_solver() -> Solver:
 
 
 def is_plain(decisions: Sequence[int], special: SpecialTokens) -> bool:
-    """Whether a row said frame after frame and then ended: nothing after its `<end>` but the end of text.
+    """Whether a row said frame after frame and then ended, with nothing after the end of speech but the end of text.
 
     >>> special = SpecialTokens(speech_start=90, speech_end=91, frame=92, end_of_text=93)
     >>> is_plain([92, 92, 91, 93], special), is_plain([92, 92], special), is_plain([92, 91, 92], special)
@@ -160,13 +167,13 @@ def sample_latents(
     cfg_scale: float,
     num_steps: int,
 ) -> Tensor:
-    """Turn noise into latents, in the model's units.
+    """Turn noise into latents in the model's units, by following the velocity that the diffusion head predicts.
 
     Args:
         head: predicts the velocity.
-        solver: started anew here.
+        solver: started from its first step here.
         condition_FD: (F, D) what the language model says of each frame.
-        negative_FD: (F, D) the same of the branch without text and voice.
+        negative_FD: (F, D) the same, from the branch without text and voice.
         noise_FC: (F, C) standard normal, float32.
         cfg_scale: ``negative + cfg_scale · (conditional − negative)`` is the velocity followed.
         num_steps: solver steps.
@@ -190,7 +197,10 @@ def sample_latents(
 
 
 class Decisions(LogitsProcessor):
-    """The last processor of the token scores: notes what each row chooses and ends it at its limit.
+    """The last processor of the token scores: notes what each row chooses, and ends a row at its limit.
+
+    A processor is the only place in the loop that sees every choice before it is made; as the last in the list, ours
+    sees the scores that the loop takes the highest of.
 
     Attributes:
         taken: the tokens that each row chose.
@@ -214,7 +224,7 @@ class Decisions(LogitsProcessor):
         for row, token in enumerate(scores.argmax(-1).tolist()):
             if row in self._done:
                 continue
-            if token == self._special.frame and self._left[row] == 0:
+            if token == self._special.frame and self._left[row] == 0:  # at its limit: only the end of text is left
                 scores[row] = -torch.inf
                 scores[row, self._special.end_of_text] = 0
                 self._done.add(row)
@@ -242,6 +252,8 @@ def _speak_batch(
 ) -> list[Spoken]:
     decisions = Decisions(special, [prompt.max_frames for prompt in prompts], on_frames)
 
+    # The loop hands over the conditions of those rows that chose a frame in this step, in the order of the batch:
+    # `decisions.speaking`.
     def sample(condition_FD: Tensor, negative_FD: Tensor, *_: object) -> Tensor:
         """Takes the place of the loop's `_sample_audio_latent`: (F, 1, C) for the rows that speak."""
         draws = [prompts[row].rng.standard_normal(acoustic_dim, dtype=np.float32) for row in decisions.speaking]
@@ -259,8 +271,8 @@ def _speak_batch(
 
     acoustic_dim = parts.facts(model.config).acoustic_dim
     inputs = _pad_left(prompts, special.end_of_text)
-    with _mended(model, decisions, sample), _evaluating(model):
-        output = cast(Any, model).generate(  # typed for every model of transformers, and for no argument of this one
+    with _corrected(model, decisions, sample), _evaluating(model):
+        output = cast(Any, model).generate(  # its type knows none of the arguments of this model
             **inputs,
             max_length=inputs["input_ids"].shape[1] + max(prompt.max_frames for prompt in prompts) + SPARE_TOKENS,
             eos_token_id=special.end_of_text,
@@ -283,7 +295,7 @@ def _speak_batch(
 
 
 def _pad_left(prompts: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
-    """The rows as one batch. The ids are there for their length only: what is read are the embeddings."""
+    """The rows as one batch. Of the ids only the length is read; what the language model sees are the embeddings."""
     lengths = [len(prompt.embeddings_TD) for prompt in prompts]
     longest = max(lengths)
     first = prompts[0].embeddings_TD
@@ -301,22 +313,26 @@ def _pad_left(prompts: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _mended(model: nn.Module, last: LogitsProcessor, sample: Callable[..., Tensor]) -> Iterator[None]:
-    """Replace two methods of one model for a while; the class and other models keep theirs."""
-    native = cast(Any, model)._get_logits_processor  # noqa: SLF001  # the only way to take a processor out
+def _corrected(model: nn.Module, last: LogitsProcessor, sample: Callable[..., Tensor]) -> Iterator[None]:
+    """Replace two methods of one model for a while; the class and other models keep theirs.
+
+    The processor of guidance is made inside this method of transformers, from `guidance_scale`, which the latents need
+    too; so there is no argument that keeps it out.
+    """
+    native = cast(Any, model)._get_logits_processor  # noqa: SLF001
 
     def processors(*args: object, **kwargs: object) -> LogitsProcessorList:
         kept = [p for p in native(*args, **kwargs) if not isinstance(p, UnbatchedClassifierFreeGuidanceLogitsProcessor)]
         return LogitsProcessorList([*kept, last])
 
     own = vars(model)
-    mended = {"_get_logits_processor": processors, "_sample_audio_latent": sample}
-    before = {name: own[name] for name in mended if name in own}
-    own.update(mended)
+    corrected = {"_get_logits_processor": processors, "_sample_audio_latent": sample}
+    before = {name: own[name] for name in corrected if name in own}
+    own.update(corrected)
     try:
         yield
     finally:
-        for name in mended:
+        for name in corrected:
             del own[name]
         own.update(before)
 

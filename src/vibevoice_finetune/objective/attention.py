@@ -23,7 +23,7 @@ from vibevoice_finetune.errors import ArgumentError
 
 VARLEN = "varlen"
 VARLEN_KERNEL = "varlen_kernel"
-"""PyTorch's own kernel for packed rows; for benchmarks, it was never run here."""
+"""PyTorch's own kernel for packed rows; only benchmarks use it."""
 
 
 def set_attention(language_model: Qwen2Model, name: str) -> None:
@@ -61,7 +61,7 @@ def row_arguments(lengths: Sequence[int], borders: Tensor) -> dict[str, Any]:
     longest = max(lengths)
     return {
         "rows": Rows(list(lengths)),
-        # transformers' names for flash attention, which would else look for the rows in `position_ids`, in each layer.
+        # transformers' names for flash attention, which would otherwise search `position_ids` for rows, in each layer.
         "cu_seq_lens_q": borders,
         "cu_seq_lens_k": borders,
         "max_length_q": longest,
@@ -82,7 +82,7 @@ def _attend_by_row(
     rows: Rows | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """One call of PyTorch's attention a row; the result is (B, T, H, E)."""
+    """One call of PyTorch's attention per row; the result is (B, T, H, E)."""
     lengths = _lengths(rows)
     groups = query_BHTE.shape[1] // key_BGTE.shape[1]
     # Of the kernels for GPUs, only flash attention takes fewer heads of keys and values, and it takes no float32.
@@ -112,7 +112,7 @@ def _attend_in_one_kernel(
     max_length_q: int = 0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """`torch.nn.attention.varlen`, in bf16 or float16 on a GPU; without dropout, which Qwen2 has none of."""
+    """`torch.nn.attention.varlen`, in bf16 or float16 on a GPU; without dropout, of which Qwen2 has none."""
     _lengths(rows)
     assert cu_seq_lens_q is not None
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query_BHTE, key_BGTE, value_BGTE))

@@ -23,7 +23,7 @@ def text_cross_entropy_sum(hidden_ND: Tensor, output_matrix_VD: Tensor, labels_N
     """Sum of next-token cross-entropies, without ever holding more than a chunk of logits.
 
     The gradient is computed together with the loss, while a chunk's logits are there, so they are never computed again:
-    two matrix products a chunk, three if the output matrix is trained too.
+    two matrix products per chunk, three if the output matrix is trained too.
 
     Args:
         hidden_ND: (N, D) last hidden states at labelled positions.

@@ -43,7 +43,7 @@ class Objective(nn.Module):
     """The VibeVoice model with the losses on top; what the trainer trains.
 
     Args:
-        model: a `VibeVoiceForConditionalGeneration`, its tokenizers need not be there.
+        model: a `VibeVoiceForConditionalGeneration`; it needs no speech tokenizers.
         special: ids of the control tokens.
     """
 

@@ -1,4 +1,4 @@
-"""Requests and what they become: seeds, batches, limits, and what is mended in transformers' loop."""
+"""Requests and what they become: seeds, batches, limits, and what is corrected in transformers' loop."""
 
 import math
 import sys
@@ -388,7 +388,7 @@ def test_numbers_that_are_not_finite_are_no_audio(speaker: SpeechModel, monkeypa
     assert "numbers that are not finite" in speech.fault
 
 
-# What is mended in transformers' loop.
+# What is corrected in transformers' loop.
 
 
 def test_transformers_still_guides_the_token_scores(speaker: SpeechModel) -> None:
@@ -399,7 +399,7 @@ def test_transformers_still_guides_the_token_scores(speaker: SpeechModel) -> Non
     assert len(guiding) == 1, (
         f"transformers builds {[type(p).__name__ for p in found]}: it no longer adds the processor that guides token "
         "scores, or under another name. If tokens are chosen without guidance now, take the filter out of "
-        "`loop._mended` and this test with it; if not, filter what does it there."
+        "`loop._corrected` and this test with it; if not, filter what does it there."
     )
 
 
