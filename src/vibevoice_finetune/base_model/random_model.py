@@ -81,7 +81,7 @@ _RATIOS = [8, 5, 5, 4, 2, 2]
 _SPEECH_RMS = 0.056
 
 # (ending of the name, mean, standard deviation) of tensors that are not matrices. The encoders' latents of speech have
-# a standard deviation near 1, to which the sigma-VAE adds 0.6; the scale brings the sum to 1, as the published one does.
+# a standard deviation near 1, to which the sigma-VAE adds 0.6; the scale brings the sum to 1, as in the published one.
 _VECTORS = (
     (tensor_names.LATENT_SCALE, 0.8, 0.0),
     (tensor_names.LATENT_BIAS, -0.05, 0.0),
