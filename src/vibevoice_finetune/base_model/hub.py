@@ -4,6 +4,7 @@ Why: a name given on the command line may be either, and every way in which it c
 to become one line that says what to do. In: what the user typed. Out: a folder.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,10 +81,12 @@ def locate(name_or_path: str, wanted: Wanted, cache_dir: Path | None) -> tuple[P
     with _explaining_bad_paths(name_or_path):
         path = Path(name_or_path).expanduser()
         if path.is_dir():
+            if not os.access(path, os.R_OK | os.X_OK):
+                raise CheckpointError(f"{name_or_path}: the folder may not be read; check its permissions")
             return _snapshot(path), None
         if path.is_file():
             raise CheckpointError(
-                f"{name_or_path}: is a file; expected the folder of a {wanted.what}, or a repository of the Hub"
+                f"{name_or_path}: is a file; give the folder that it is in ({path.parent}), or a repository of the Hub"
             )
     if not _REPO_ID.fullmatch(name_or_path):
         raise CheckpointError(

@@ -98,7 +98,9 @@ def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpo
             raise CheckpointError(
                 f"{name_or_path}: holds an adapter, not a model; give the model that it was trained on"
             )
-        raise CheckpointError(f"{name_or_path}: no config.json; expected the folder of a VibeVoice model")
+        inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))[:3]
+        hint = f" (did you mean {' or '.join(inside)}?)" if inside else ""
+        raise CheckpointError(f"{name_or_path}: no config.json{hint}; expected the folder of a VibeVoice model")
     raw = read_json_object(path, CheckpointError, "download it again")
     config = read_config(raw, str(path))
     check_can_be_built(config, str(path))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vibevoice_finetune.adapters.apply import AppliedSummary, load_adapter
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.hub import Wanted, locate
@@ -43,6 +44,7 @@ from vibevoice_finetune.generation.scripts import Script
 
 ADAPTER_FILES = Wanted("adapter", ("*.json", "*.safetensors", "*.bin"), "hf download {}")
 _LESS_MEMORY = "use --dtype bf16 (half of float32), a shorter text or voice, another --device, or close other programs."
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 MAX_STEPS = NUM_TRAIN_TIMESTEPS - 1
 """Solver steps per frame; with as many as training has timesteps, the solver divides by zero."""
 
@@ -317,6 +319,10 @@ def voice_warnings(adapter: AppliedSummary | None, scripts: tuple[Script, ...]) 
 
 def _check_device(device: str) -> None:
     try:
+        kind = torch.device(device).type
+        if kind not in DEVICES:
+            raise ArgumentError(f"--device {shown(device)}: not supported; expected {', '.join(DEVICES)}, or cuda:1.")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise ArgumentError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]})") from error
+        said = str(error).splitlines()[0].split(". ")[0]
+        raise ArgumentError(f"--device {shown(device)}: cannot be used here ({said[:200]})") from error

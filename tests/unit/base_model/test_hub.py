@@ -77,6 +77,18 @@ def test_names_of_nothing_are_one_line(typed: str, tmp_path: Path) -> None:
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may read everything
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: the folder may not be read; check its permissions"):
+        locate(str(tmp_path), SETTINGS, None)
+
+
+def test_a_file_of_a_model_names_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"is a file; give the folder that it is in \({tmp_path}\)"):
+        locate(str(tmp_path / "model.safetensors"), SETTINGS, None)
+
+
 def test_offline_it_says_so_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
         locate("somebody/voice", SETTINGS, tmp_path)

@@ -97,6 +97,10 @@ def test_open_refuses_what_is_no_model(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         open_checkpoint(str(tmp_path))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"no config\.json \(did you mean {tmp_path}/sub\?\)"):
+        open_checkpoint(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
         open_checkpoint(str(tmp_path))

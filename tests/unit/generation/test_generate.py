@@ -527,6 +527,9 @@ def test_a_source_is_loaded_on_the_way(golden_dir: Path) -> None:
     [
         ({"dtype": torch.float16}, ArgumentError, "VibeVoice overflows"),
         ({"device": "no such thing"}, ArgumentError, "--device no such thing: cannot be used here"),
+        ({"device": "meta"}, ArgumentError, "--device meta: not supported; expected cpu, cuda, mps, xpu, or cuda:1"),
+        ({"device": "hpu"}, ArgumentError, "--device hpu: not supported"),
+        ({"device": "CPU"}, ArgumentError, "--device CPU: cannot be used here"),
         ({"adapter": "/no/such/adapter"}, CheckpointError, "/no/such/adapter: no such folder; expected .* adapter"),
         ({"processor_name_or_path": "/no/such/tokenizer"}, CheckpointError, "/no/such/tokenizer"),
     ],
