@@ -92,7 +92,7 @@ _TOKENIZER: dict[str, Size | Number | OneOf | Sizes] = {
     "initializer_range": Number(0.0, 1e6),
     "num_filters": Size(65_536),
     "downsampling_ratios": Sizes(Size(10_000), 16),
-    "depths": Sizes(_LAYERS, 17),
+    "depths": Sizes(Size(1_000, least=0), 17),  # a stage may hold no block
     "hidden_act": _ACTIVATION,
     "ffn_expansion": Size(64),
 }

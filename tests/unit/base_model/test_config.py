@@ -28,6 +28,14 @@ def raw(request: pytest.FixtureRequest, golden_dir: Path) -> Json:
     return found
 
 
+def test_a_stage_without_blocks_is_allowed(golden_dir: Path) -> None:
+    """A small codec saves its time at the full rate, where a block costs the most."""
+    raw = json.loads((golden_dir / "tied" / "checkpoint" / "config.json").read_text())
+    raw["acoustic_tokenizer_config"]["encoder_depths"] = "0-1-3-2"
+    audio = part_configs(config_to_native(raw, "config.json")).audio
+    assert list(audio.depths) == [0, 1, 3, 2]
+
+
 def test_values_by_hand(golden_dir: Path) -> None:
     raw = json.loads((golden_dir / "tied" / "checkpoint" / "config.json").read_text())
     audio, semantic, text, head = part_configs(config_to_native(raw, "config.json"))
@@ -229,7 +237,7 @@ WRONG = [
     ("acoustic_tokenizer_config", "fix_std", ("0.5", True, [0.5], float("nan"), float("inf"), -1.0)),
     ("acoustic_tokenizer_config", "layernorm_eps", NUMBER),
     ("semantic_tokenizer_config", "encoder_n_filters", WHOLE),
-    ("semantic_tokenizer_config", "encoder_depths", ("", "1-0-1-1", "3-x", [1, 1, 1, 1], 3, "1-1", "9" * 50)),
+    ("semantic_tokenizer_config", "encoder_depths", ("", "1--1-1-1", "3-x", [1, 1, 1, 1], 3, "1-1", "9" * 50)),
     ("semantic_tokenizer_config", "encoder_ratios", ([], [0, 1, 2], ["2"], "2-4-5", [True, 2, 2], [10**6, 1, 1])),
     ("diffusion_head_config", "head_layers", WHOLE),
     ("diffusion_head_config", "head_ffn_ratio", ("3", True, float("nan"), 0, -3, 1e9)),
