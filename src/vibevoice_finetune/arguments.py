@@ -5,25 +5,48 @@ only a look at this machine or at several flags together can tell, and refuses w
 data is touched.
 """
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # left out of its __all__
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.data import DataArguments
-from vibevoice_finetune.flags.declare import check_values
+from vibevoice_finetune.flags.declare import check_values, shown
+from vibevoice_finetune.flags.inherited import RANGES, REFUSED, check_refused
 from vibevoice_finetune.flags.loop import LoopFlags
+from vibevoice_finetune.flags.machine import (
+    check_attention,
+    check_bitsandbytes,
+    check_compiler,
+    check_loggers,
+    is_installed,
+)
 from vibevoice_finetune.flags.model import ModelArguments
 from vibevoice_finetune.flags.secrets import is_secret
+from vibevoice_finetune.flags.trial import check_optimizer_arguments, check_schedule
 
 FSDP_FLAGS = ("false", "true", "full_shard", "full_shard auto_wrap")
 SPLIT_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+NEEDS_SCHEDULER_KWARGS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay")
+"""Schedules that do not work without `--lr_scheduler_kwargs`."""
+
+EVALUATION_METRICS = (
+    "loss",
+    "diffusion_loss",
+    "text_loss",
+    "control_loss",
+    "control_go_accuracy",
+    "control_stop_accuracy",
+)
 
 PATH_FLAGS = frozenset(
     field.name
@@ -39,34 +62,101 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
     """The loop and the losses, on top of transformers' `TrainingArguments`."""
 
     def __post_init__(self) -> None:
-        self._check_own()
+        self._check_run()
+        self._check_launcher()
+        self._check_optimization()
+        self._check_evaluation()
+        self._check_loading()
         if not self.gradient_clipping:
             self.max_grad_norm = 0.0
         if self.warmup_ratio:
             self.warmup_steps = self.warmup_ratio
-        if self.report_to is None:
-            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        self.report_to = check_loggers(self._named_loggers())
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing  # the old name, without its warning
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.save_strategy == "best" and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
         self._splits_weights = self._takes_fsdp()
         super().__post_init__()  # type: ignore[no-untyped-call]
 
-    def _check_own(self) -> None:
+    def _named_loggers(self) -> list[str]:
+        if self.report_to is None:
+            return ["tensorboard"] if is_installed("tensorboard") else []
+        return self.report_to if isinstance(self.report_to, list) else self.report_to.split(",")
+
+    def _check_run(self) -> None:
         if self.output_dir is None:
             raise ArgumentError("--output_dir is missing: the folder that the result goes to.")
+        if self.max_steps == 0:
+            raise ArgumentError("--max_steps 0: must be at least 1; for whole epochs leave it out.")
         if self.fp16:
-            raise ArgumentError("--fp16: VibeVoice overflows in float16; use --bf16 True, or neither for float32.")
-        self._check_launcher()
+            raise ArgumentError(f"--fp16: {REFUSED['fp16']}.")
+        if self.hub_model_id is not None:
+            try:
+                validate_repo_id(self.hub_model_id)
+            except HFValidationError as error:
+                raise ArgumentError(
+                    f"--hub_model_id {shown(self.hub_model_id)}: is not a name of a repository, such as me/my-voice."
+                ) from error
+        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
+            known, usual = torch.compiler.list_backends(exclude_tags=()), torch.compiler.list_backends()
+            check_compiler(self.torch_compile_backend or "inductor", known, usual, on_gpu=self.on_gpu)
+            if self.torch_compile_mode not in (None, *COMPILE_MODES):
+                raise ArgumentError(
+                    f"--torch_compile_mode {shown(self.torch_compile_mode)}: must be one of {', '.join(COMPILE_MODES)}."
+                )
+
+    def _check_optimization(self) -> None:
         if self.warmup_ratio and self.warmup_steps not in (0, self.warmup_ratio):
             raise ArgumentError("--warmup_ratio and --warmup_steps exclude each other; leave one of the two out.")
+        if "8bit" in self.optim or "32bit" in self.optim:
+            check_bitsandbytes(f"--optim {self.optim}")
+        if self.optim_args:
+            check_optimizer_arguments(self.optim, self.optim_args)
+        if self.lr_scheduler_kwargs is not None or self.lr_scheduler_type in NEEDS_SCHEDULER_KWARGS:
+            kwargs = self.lr_scheduler_kwargs or {}
+            assert isinstance(kwargs, dict)
+            check_schedule(self.lr_scheduler_type, self.learning_rate, kwargs)
+        for chosen in (self.activation_checkpointing_kwargs, self.gradient_checkpointing_kwargs):
+            for name, value in (chosen if isinstance(chosen, dict) else {}).items():
+                every = name == "every_n_layers" and isinstance(value, int) and value >= 1
+                if not (every or (name == "use_reentrant" and value is False)):
+                    raise ArgumentError(
+                        f"--activation_checkpointing_kwargs {shown(chosen)}: only every_n_layers (at least 1) can be "
+                        "set; use_reentrant is always false."
+                    )
+
+    def _check_evaluation(self) -> None:
+        metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        if metric not in EVALUATION_METRICS:
+            raise ArgumentError(
+                f"--metric_for_best_model {shown(metric)}: must be one of {', '.join(EVALUATION_METRICS)}."
+            )
+        strategy = IntervalStrategy(self.eval_strategy)
+        if strategy is not IntervalStrategy.NO:
+            return
+        needing = {
+            "load_best_model_at_end True": self.load_best_model_at_end,
+            "save_strategy best": self.save_strategy == "best",
+            "eval_on_start True": self.eval_on_start,
+        }
+        for name, wanted in needing.items():
+            if wanted:
+                raise ArgumentError(f"--{name} needs --eval_strategy steps or epoch.")
+
+    def _check_loading(self) -> None:
+        if self.dataloader_num_workers == 0 and self.dataloader_persistent_workers:
+            raise ArgumentError("--dataloader_persistent_workers needs --dataloader_num_workers above 0.")
+        if self.dataloader_num_workers == 0 and self.dataloader_prefetch_factor is not None:
+            raise ArgumentError("--dataloader_prefetch_factor needs --dataloader_num_workers above 0.")
 
     def _check_launcher(self) -> None:
         if self.deepspeed or _asks_for("DEEPSPEED"):
-            raise ArgumentError("DeepSpeed is not supported; to split a model over several GPUs, use --fsdp.")
-        if self.fsdp_config:
-            raise ArgumentError("--fsdp_config: there is nothing to set; --fsdp splits layer by layer.")
+            raise ArgumentError(f"{REFUSED['deepspeed']}.")
         asked = str(self.fsdp or FSDP_FLAGS[0]).lower()
         if asked not in FSDP_FLAGS:
             raise ArgumentError(f"--fsdp {asked}: only full_shard is offered: weights, gradients and optimizer split.")
@@ -97,6 +187,11 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
         """
         if self.splits_weights and processes == 1:
             raise ArgumentError("--fsdp splits weights over processes, but there is one; start several with torchrun.")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether an NVIDIA GPU trains."""
+        return torch.cuda.is_available() and not self.use_cpu
 
     @property
     def splits_by_request(self) -> bool:
@@ -154,13 +249,19 @@ def make_arguments(given: Mapping[str, Any], filled: Mapping[str, Any] | None = 
     Raises:
         ArgumentError: a value out of its range, a combination that cannot be carried out.
     """
-    check_values(given, KINDS)
+    check_values(given, KINDS, RANGES)
+    defaults = {field.name: field.default for field in fields(FinetuneArguments)}
+    for name, value in given.items():
+        check_refused(name, value, defaults.get(name))
     values = {**(filled or {}), **given}
     parts = [{field.name: values[field.name] for field in fields(kind) if field.name in values} for kind in KINDS]
     try:
         model, data, loop = ModelArguments(**parts[0]), DataArguments(**parts[1]), FinetuneArguments(**parts[2])
     except ValueError as error:  # transformers' own checks of its arguments
         raise ArgumentError(" ".join(str(error).split())) from error
+    check_attention(model.attn_implementation, on_gpu=loop.on_gpu, bf16=loop.bf16)
+    if model.quantised_bits:
+        check_bitsandbytes(f"--load_in_{model.quantised_bits}bit")
     return Arguments(model, data, loop, {name: value for name, value in given.items() if not is_secret(name)})
 
 

@@ -25,7 +25,7 @@ def test_what_cannot_be_split_is_refused(flags, message):
 
 
 def test_deepspeed_is_refused_in_one_line(monkeypatch):
-    message = "^DeepSpeed is not supported; to split a model over several GPUs, use --fsdp.$"
+    message = "DeepSpeed is not supported; to split a model over several GPUs, use --fsdp full_shard.$"
     with pytest.raises(ArgumentError, match=message):
         parse([*WORDS, "--deepspeed", "zero2.json"])
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

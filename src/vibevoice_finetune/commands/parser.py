@@ -21,6 +21,7 @@ from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.config import words_of
 from vibevoice_finetune.flags.data import DataArguments
 from vibevoice_finetune.flags.declare import check_values, shown
+from vibevoice_finetune.flags.inherited import REFUSED
 from vibevoice_finetune.flags.loop import LoopFlags
 from vibevoice_finetune.flags.model import ModelArguments
 from vibevoice_finetune.flags.names import unknown_flag
@@ -241,6 +242,8 @@ def argument_of(declared: Field[Any], hint: Any) -> dict[str, Any]:
         options["nargs"] = "?"  # a missing one is told by `require`
     else:
         options["metavar"] = "VALUE"
+    if declared.name in REFUSED and not {bool, int, float} & set(kinds):
+        return options | {"nargs": "*", "type": _text, "action": _JoinWords}  # whatever it is, it is refused
     choices = next((found for kind in kinds if (found := _choices(kind))), metadata.get("choices"))
     if kinds == [bool]:
         options |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}

@@ -38,7 +38,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.at_least is not None and self.at_most is not None:
-            return f"from {self.at_least:,g} to {self.at_most:,g}"
+            return f"from {self.at_least:,.12g} to {self.at_most:,.12g}"
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         words = [f"{name} {bound:,.12g}" for name, bound in bounds.items() if bound is not None]
         return " and ".join(words) or "a finite number"
@@ -123,7 +123,9 @@ def check_number(name: str, value: float, allowed: Range) -> None:
     except OverflowError:  # an integer beyond any float
         holds = False
     if not holds:
-        raise ArgumentError(f"--{name} {shown(value)}: must be {allowed}.")
+        finite = "a finite number, " if isinstance(value, float) and not math.isfinite(value) else ""
+        expected = f"{finite}{allowed}" if str(allowed) != str(Range()) else str(allowed)
+        raise ArgumentError(f"--{name} {shown(value)}: must be {expected}.")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER and allowed.at_most is None:
         raise ArgumentError(f"--{name} {shown(value)}: must be at most {LARGEST_INTEGER:,}.")
 

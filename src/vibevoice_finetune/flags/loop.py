@@ -97,7 +97,9 @@ class LoopFlags:
         group="losses",
         range=SHARE_BELOW_ONE,
     )
-    num_train_epochs: float = flag(3.0, help="Passes over the training rows.", group="steps", range=POSITIVE)
+    num_train_epochs: float = flag(
+        3.0, help="Passes over the training rows.", group="steps", range=Range(above=0, at_most=1e6)
+    )
     max_steps: int = flag(
         -1, help="Optimizer steps; above 0 it replaces --num_train_epochs.", group="steps", range=Range(at_least=-1)
     )

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Collection
 
+from vibevoice_finetune.flags.declare import shown
+
 OTHER_WORDS = {
     "lora_rank": "lora_r",
     "rank": "lora_r",
@@ -181,6 +183,7 @@ def unknown_flag(word: str, names: Collection[str]) -> str:
     '--lora_rank is not a flag; did you mean --lora_r?'
     """
     name = word.lstrip("-").split("=")[0].replace("-", "_")
+    shown_name = shown(word.split("=")[0])
     if name in GONE_FLAGS:
         return f"--{name} {GONE_FLAGS[name]}."
     if name.startswith("no_") and name[3:] in names:
@@ -190,4 +193,4 @@ def unknown_flag(word: str, names: Collection[str]) -> str:
     candidates += difflib.get_close_matches(name.lower(), names, n=1)
     found = next((candidate for candidate in candidates if candidate in names), None)
     hint = f"; did you mean --{found}?" if found else " (all flags: --help)."
-    return f"--{name} is not a flag{hint}"
+    return f"{shown_name} is not a flag{hint}"
