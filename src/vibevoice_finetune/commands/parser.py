@@ -237,35 +237,35 @@ def argument_of(declared: Field[Any], hint: Any) -> dict[str, Any]:
     """What argparse is told about a flag: how its words become a value, and its line of help."""
     metadata = declared.metadata
     kinds = [kind for kind in (get_args(hint) if _is_union(hint) else (hint,)) if kind is not types.NoneType]
-    options: dict[str, Any] = {"help": _help(declared)}
+    options = {"help": _help(declared), **_value(declared, kinds)}
     if metadata.get("positional"):
-        options["nargs"] = "?"  # a missing one is told by `require`
-    else:
-        options["metavar"] = "VALUE"
-    if declared.name in REFUSED and not {bool, int, float} & set(kinds):
-        return options | {"nargs": "*", "type": _text, "action": _JoinWords}  # whatever it is, it is refused
-    choices = next((found for kind in kinds if (found := _choices(kind))), metadata.get("choices"))
-    if kinds == [bool]:
-        options |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}
-    elif choices:
-        options |= {"type": _one_of(tuple(choices)), "metavar": "|".join(choices) if len(choices) < 6 else "NAME"}
-    elif any(kind is dict or get_origin(kind) is dict for kind in kinds):
-        options |= {"type": _mapping, "metavar": "JSON"}
-    elif any(get_origin(kind) is list for kind in kinds):
-        if str in kinds:
-            options |= {"nargs": "+", "action": _SplitWords}
-        else:
-            options |= {"nargs": "+", "action": "extend"} if metadata.get("is_list") else {"action": "append"}
-        options["type"] = _text
-    elif metadata.get("is_list"):
-        options |= {"type": _text, "nargs": "+", "action": _JoinWords}
-    elif int in kinds or float in kinds:
-        options |= {"type": _number(int if int in kinds else float), "metavar": "N"}
-    else:
-        options["type"] = _text
+        return {"help": options["help"], "type": _text, "nargs": "?"}  # a missing one is told by `require`
     if metadata.get("bare"):
         options |= {"nargs": "?", "const": metadata["bare"]}
-    return options
+    return {"metavar": "VALUE", **options}
+
+
+def _value(declared: Field[Any], kinds: list[Any]) -> dict[str, Any]:
+    """How argparse makes a value of a flag's words."""
+    if declared.name in REFUSED and not {bool, int, float} & set(kinds):
+        return {"type": _text, "nargs": "*", "action": _JoinWords}  # whatever it is, it is refused
+    if kinds == [bool]:
+        return {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+    choices = next((found for kind in kinds if (found := _choices(kind))), declared.metadata.get("choices"))
+    if choices:
+        return {"type": _one_of(tuple(choices)), "metavar": "|".join(choices) if len(choices) < 6 else "NAME"}
+    if any(kind is dict or get_origin(kind) is dict for kind in kinds):
+        return {"type": _mapping, "metavar": "JSON"}
+    if any(get_origin(kind) is list for kind in kinds):
+        if str in kinds:
+            return {"type": _text, "nargs": "+", "action": _SplitWords}
+        several = {"nargs": "+", "action": "extend"} if declared.metadata.get("is_list") else {"action": "append"}
+        return {"type": _text, **several}
+    if declared.metadata.get("is_list"):
+        return {"type": _text, "nargs": "+", "action": _JoinWords}
+    if int in kinds or float in kinds:
+        return {"type": _number(int if int in kinds else float), "metavar": "N"}
+    return {"type": _text}
 
 
 class _JoinWords(argparse.Action):
