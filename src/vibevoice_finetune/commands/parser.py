@@ -246,26 +246,26 @@ def argument_of(declared: Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _value(declared: Field[Any], kinds: list[Any]) -> dict[str, Any]:
-    """How argparse makes a value of a flag's words."""
-    if declared.name in REFUSED and not {bool, int, float} & set(kinds):
-        return {"type": _text, "nargs": "*", "action": _JoinWords}  # whatever it is, it is refused
-    if kinds == [bool]:
-        return {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}
-    choices = next((found for kind in kinds if (found := _choices(kind))), declared.metadata.get("choices"))
-    if choices:
-        return {"type": _one_of(tuple(choices)), "metavar": "|".join(choices) if len(choices) < 6 else "NAME"}
-    if any(kind is dict or get_origin(kind) is dict for kind in kinds):
-        return {"type": _mapping, "metavar": "JSON"}
-    if any(get_origin(kind) is list for kind in kinds):
-        if str in kinds:
-            return {"type": _text, "nargs": "+", "action": _SplitWords}
-        several = {"nargs": "+", "action": "extend"} if declared.metadata.get("is_list") else {"action": "append"}
-        return {"type": _text, **several}
-    if declared.metadata.get("is_list"):
-        return {"type": _text, "nargs": "+", "action": _JoinWords}
-    if int in kinds or float in kinds:
-        return {"type": _number(int if int in kinds else float), "metavar": "N"}
-    return {"type": _text}
+    """How argparse makes a value of a flag's words; the first case that holds."""
+    metadata = declared.metadata
+    choices = next((found for kind in kinds if (found := _choices(kind))), tuple(metadata.get("choices") or ()))
+    has_list = any(get_origin(kind) is list for kind in kinds)
+    is_mapping = any(kind is dict or get_origin(kind) is dict for kind in kinds)
+    is_refused = declared.name in REFUSED and not {bool, int, float} & set(kinds)
+    several = {"nargs": "+", "action": "extend"} if metadata.get("is_list") else {"action": "append"}
+    cases: tuple[tuple[bool, dict[str, Any]], ...] = (
+        (is_refused, {"type": _text, "nargs": "*", "action": _JoinWords}),  # whatever the words are
+        (kinds == [bool], {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}),
+        (bool(choices), {"type": _one_of(choices), "metavar": "|".join(choices) if len(choices) < 6 else "NAME"}),
+        (is_mapping, {"type": _mapping, "metavar": "JSON"}),
+        (has_list and str in kinds, {"type": _text, "nargs": "+", "action": _SplitWords}),
+        (has_list, {"type": _text, **several}),
+        (bool(metadata.get("is_list")), {"type": _text, "nargs": "+", "action": _JoinWords}),
+        (int in kinds, {"type": _number(int), "metavar": "N"}),
+        (float in kinds, {"type": _number(float), "metavar": "N"}),
+        (True, {"type": _text}),
+    )
+    return next(options for holds, options in cases if holds)
 
 
 class _JoinWords(argparse.Action):
