@@ -39,6 +39,7 @@ Optimizer = Literal[
     "adagrad",
     "rmsprop",
     "adamw_bnb_8bit",
+    "adamw_8bit",
     "paged_adamw_8bit",
     "paged_adamw_32bit",
     "lion_8bit",
@@ -133,7 +134,7 @@ class LoopFlags:
     )
     optim: Optimizer = flag(
         "adamw_torch_fused",
-        help=f"Optimizer, of which the last seven need the extra 4bit: {', '.join(get_args(Optimizer))}.",
+        help=f"Optimizer, of which the last eight need the extra 4bit: {', '.join(get_args(Optimizer))}.",
         group="memory and speed",
     )
     fsdp: str | None = flag(

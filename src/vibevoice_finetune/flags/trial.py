@@ -41,9 +41,10 @@ def check_schedule(name: str, learning_rate: float, arguments: Mapping[str, Any]
         if not arguments:
             raise ArgumentError(f"--lr_scheduler_type {name} needs --lr_scheduler_kwargs: {reason}.") from error
         raise ArgumentError(f"--lr_scheduler_kwargs {shown(dict(arguments))}: {reason}.") from error
-    if not all(math.isfinite(rate) for rate in rates):
+    numbers = [*rates, *(value for value in arguments.values() if isinstance(value, float))]
+    if not all(map(math.isfinite, numbers)):
         raise ArgumentError(
-            f"--lr_scheduler_kwargs {shown(dict(arguments))}: makes learning rates that are not finite."
+            f"--lr_scheduler_kwargs {shown(dict(arguments))}: holds or makes numbers that are not finite."
         )
 
 
