@@ -153,9 +153,5 @@ def shown(value: object) -> str:
     """
     if isinstance(value, float):
         return f"{value:g}"
-    try:
-        text = str(value)
-    except ValueError:  # an integer with more digits than Python prints
-        return "a number of thousands of digits"
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
     return text if len(text) <= 80 else text[:79] + "…"
