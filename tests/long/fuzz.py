@@ -3,13 +3,15 @@
 Seeds are mutated (bits, bytes, cuts, repeats, numbers at their borders, pieces of other seeds) and read by every
 target in turn, each with its share of the time. A case that raises something else than a `UserError`, takes longer
 than ten seconds or asks for more than 3 GB more memory ends the run, and its bytes are kept. ``--atheris`` lets
-coverage guide the mutations of one target instead.
+coverage guide the mutations of one target instead. ``--command_lines 2000`` tries command lines instead of files.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
+import os
 import random
 import resource
 import signal
@@ -140,6 +142,31 @@ def guided(name: str, cases: int) -> None:
     atheris.Fuzz()
 
 
+def command_lines(cases: int, seed: int) -> None:
+    """Try command lines, each in its time; the first that is not answered ends it."""
+    from tests.fuzz.command_lines import answer, command_line, occupy
+
+    logging.disable()
+    warnings.simplefilter("ignore")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    rng = random.Random(seed)
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        occupy(Path())
+        for _ in range(cases):
+            words = command_line(rng)
+            counts[words[0]] += 1
+            signal.alarm(MAX_SEC)
+            try:
+                answer(words)
+            except BaseException:
+                print(f"{words}: case {counts.total():,} of seed {seed}", file=sys.stderr)
+                raise
+            finally:
+                signal.alarm(0)
+    print(json.dumps({"cases": counts.total(), "commands": counts}, indent=1))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20)
@@ -147,6 +174,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only")
     parser.add_argument("--atheris")
+    parser.add_argument("--command_lines", type=int, help="so many command lines instead of files")
     chosen = parser.parse_args()
 
     if chosen.atheris:
@@ -157,4 +185,7 @@ if __name__ == "__main__":
             raise TooLongError(f"longer than {MAX_SEC} s")
 
         signal.signal(signal.SIGALRM, too_long)
-        fuzz(chosen.minutes, chosen.cases, chosen.seed, chosen.only)
+        if chosen.command_lines:
+            command_lines(chosen.command_lines, chosen.seed)
+        else:
+            fuzz(chosen.minutes, chosen.cases, chosen.seed, chosen.only)
