@@ -184,7 +184,7 @@ def predict(case: Case, config: VibeVoiceConfig, batch: Batch, device: torch.dev
 
 def attention(device: torch.device) -> str:
     """What `--attn_implementation auto` chooses."""
-    return ModelArguments(model_name_or_path="random").attention(device.type)
+    return ModelArguments(model_name_or_path="random").attention(device.type, bf16=has_bf16(device))
 
 
 def run(

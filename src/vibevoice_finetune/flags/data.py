@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.flags.declare import COUNT, SHARE, SHARE_BELOW_ONE, flag
+from vibevoice_finetune.flags.declare import COUNT, SHARE, SHARE_BELOW_ONE, Range, flag
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DataArguments:
         4,
         help="Random cuts of a clip that are encoded as its voice prompts, if it has no other.",
         group="data",
-        range=COUNT,
+        range=Range(at_least=1, at_most=1000),
     )
     normalize_targets: bool = flag(
         True, help="Bring target audio to -25 dBFS, as voice prompts always are.", group="data"

@@ -82,7 +82,10 @@ class LoopFlags:
         range=COUNT,
     )
     ddpm_batch_mul: int = flag(
-        1, help="Noise draws per frame and step in the diffusion loss.", group="losses", range=COUNT
+        1,
+        help="Noise draws per frame and step in the diffusion loss.",
+        group="losses",
+        range=Range(at_least=1, at_most=1000),
     )
     diffusion_loss_weight: float = flag(1.0, help="Weight of the diffusion loss.", group="losses", range=NOT_NEGATIVE)
     ce_loss_weight: float = flag(1.0, help="Weight of the text and control losses.", group="losses", range=NOT_NEGATIVE)

@@ -1,11 +1,11 @@
 """The flags that say which model is trained, and which of its parts."""
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
 from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.flags.declare import COUNT, SHARE_BELOW_ONE, Range, flag, shown
+from vibevoice_finetune.flags.declare import SHARE_BELOW_ONE, Range, flag, shown
+from vibevoice_finetune.flags.machine import is_installed
 
 LANGUAGE_MODEL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 HeadTraining = Literal["full", "lora", "frozen"]
@@ -35,7 +35,9 @@ class ModelArguments:
         True, help="Must stay True: latents are computed once, with the released tokenizer.", group="model"
     )
     freeze_semantic_tokenizer: bool = flag(True, help="Must stay True, for the same reason.", group="model")
-    lora_r: int = flag(8, help="Rank of the LoRA matrices.", group="what is trained", range=COUNT)
+    lora_r: int = flag(
+        8, help="Rank of the LoRA matrices.", group="what is trained", range=Range(at_least=1, at_most=4096)
+    )
     lora_alpha: int = flag(
         32, help="LoRA updates are multiplied by alpha / r.", group="what is trained", range=Range(at_least=1)
     )
@@ -64,7 +66,7 @@ class ModelArguments:
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = flag(
         "auto",
         help="Attention of the language model. varlen: row by row, without a mask. auto: varlen on a CPU; on a GPU "
-        "flash_attention_2 if it is installed, else sdpa.",
+        "in bf16 flash_attention_2 if it is installed, else sdpa.",
         group="memory and speed",
     )
     load_in_4bit: bool = flag(
@@ -92,13 +94,13 @@ class ModelArguments:
             raise ArgumentError("--layers_to_freeze needs --train_diffusion_head: it names tensors of that head.")
         _ = self.frozen_head_layers
 
-    def attention(self, device_type: str) -> str:
-        """`--attn_implementation`, with auto decided for this kind of device."""
+    def attention(self, device_type: str, *, bf16: bool) -> str:
+        """`--attn_implementation`, with auto decided for this kind of device; flash-attn computes in bf16 only."""
         if self.attn_implementation != "auto":
             return self.attn_implementation
         if device_type == "cpu":
             return "varlen"  # 3 times as fast for eight rows or more, see benchmarks/README.md; not measured on a GPU
-        has_flash = device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+        has_flash = device_type == "cuda" and bf16 and is_installed("flash_attn")
         return "flash_attention_2" if has_flash else "sdpa"
 
     @property

@@ -203,7 +203,7 @@ def recipe_of(arguments: Arguments, device: str, processes: int = 1) -> Recipe:
         head=model.head_training,
         train_connectors=model.train_connectors,
         checkpointing=bool(loop.activation_checkpointing),
-        attention=model.attention(device),
+        attention=model.attention(device, bf16=loop.bf16),
         optimizer=OptimizerNames(loop.optim).value,
         ema=loop.ema_decay > 0,
         draws=loop.ddpm_batch_mul,

@@ -186,7 +186,7 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
     model = load_for_training(prepared.checkpoint, dtype, device, quantization_config(bits) if bits else None)
     if bits == 4:
         keep_trainable(model)
-    set_attention(parts.language_model(model), model_args.attention(loop.device.type))
+    set_attention(parts.language_model(model), model_args.attention(loop.device.type, bf16=loop.bf16))
     set_seed(loop.seed)
     attach(model, plan)
     if loop.bf16:

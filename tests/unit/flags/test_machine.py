@@ -4,7 +4,8 @@ import pytest
 
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.flags import machine
+from vibevoice_finetune.flags import machine, model
+from vibevoice_finetune.flags.model import ModelArguments
 
 SHORT = ["--model_name_or_path", "M", "--train_jsonl", "F", "--output_dir", "O", "--do_train"]
 
@@ -80,6 +81,21 @@ def test_flash_attention_that_cannot_run(installed, there, on_gpu, bf16, message
     with pytest.raises(ArgumentError, match=message):
         machine.check_attention("flash_attention_2", on_gpu=on_gpu, bf16=bf16)
     machine.check_attention("sdpa", on_gpu=on_gpu, bf16=bf16)
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "there", "chosen"),
+    [
+        ("cpu", True, {"flash_attn"}, "varlen"),
+        ("cuda", True, {"flash_attn"}, "flash_attention_2"),
+        ("cuda", False, {"flash_attn"}, "sdpa"),
+        ("cuda", True, set(), "sdpa"),
+    ],
+)
+def test_attention_is_chosen_for_the_machine(monkeypatch, device, bf16, there, chosen):
+    monkeypatch.setattr(model, "is_installed", there.__contains__)
+    assert ModelArguments(model_name_or_path="M").attention(device, bf16=bf16) == chosen
+    assert ModelArguments(model_name_or_path="M", attn_implementation="eager").attention(device, bf16=bf16) == "eager"
 
 
 def test_flash_attention_that_can(installed):
