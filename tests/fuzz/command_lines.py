@@ -61,14 +61,14 @@ MISSING = "there/is/no such model"
 def command_line(rng: random.Random) -> list[str]:
     """A command with what it requires, most of the time, and one to six flags with values of any kind."""
     command = rng.choice([*KINDS, "train", "train", "train"])
-    words = list(_required(command)) if rng.random() < 0.9 else []
+    words = list(_required(command)) if command == "demo" or rng.random() < 0.9 else []
     known = {
         f.name: (f, hint) for kind in KINDS[command] for f in fields(kind) for hint in [get_type_hints(kind)[f.name]]
     }
     for _ in range(rng.randint(1, 6)):
         name = rng.choice(list(known)) if rng.random() < 0.92 else rng.choice([*OTHER_WORDS, *GONE_FLAGS, "x", ""])
         if command == "demo" and name == "output_dir":
-            continue  # an empty one would train
+            continue  # in an empty one it would train
         if rng.random() < 0.1:
             name = name.replace("_", "-")
         choices = _choices(known[name][1]) if name in known else ()
