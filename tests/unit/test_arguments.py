@@ -144,7 +144,7 @@ def test_layers_to_freeze():
         ("--voice_prompt_drop_rate 1.5", "--voice_prompt_drop_rate 1.5: must be from 0 to 1"),
         ("--unconditional_rate 1", "--unconditional_rate 1: must be at least 0 and below 1"),
         ("--ema_decay 1", "--ema_decay 1: must be at least 0 and below 1"),
-        ("--ddpm_batch_mul 0", "--ddpm_batch_mul 0: must be at least 1"),
+        ("--ddpm_batch_mul 0", "--ddpm_batch_mul 0: must be from 1 to 1,000"),
         ("--ce_loss_weight -1", "--ce_loss_weight -1: must be at least 0"),
         ("--warmup_ratio 0.1 --warmup_steps 5", "--warmup_ratio and --warmup_steps exclude each other"),
         ("--lora_rr 8", "--lora_rr is not a flag; did you mean --lora_r?"),
