@@ -85,12 +85,12 @@ def answer(words: Sequence[str]) -> bool:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main(words)
-    assert code in (0, 2), code
+    assert code in (0, 2), (code, words)
     if code == 2:
         said = err.getvalue().splitlines()
-        assert said, "nothing was said"
-        assert said[-1].startswith("error: "), said
-        assert len(said) == 1, said
+        assert said, words
+        assert said[-1].startswith("error: "), (said, words)
+        assert len(said) == 1, (said, words)
         assert len(said[0]) < 2000, "a message of more than 2,000 characters"
     return code == 0
 

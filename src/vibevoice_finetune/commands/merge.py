@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vibevoice_finetune.commands.export import ExportFlags, write_model
+from vibevoice_finetune.commands.convert import ExportFlags, write_model
 from vibevoice_finetune.commands.parser import parse_flags
 from vibevoice_finetune.flags.declare import flag
 
