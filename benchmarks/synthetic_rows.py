@@ -9,7 +9,8 @@ import numpy as np
 
 from vibevoice_finetune.base_model.parts import ModelFacts
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
-from vibevoice_finetune.data.prompt import SpecialTokens, generation_prompt, parse_script
+from vibevoice_finetune.data.prompt import SpecialTokens, generation_prompt
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.data.voice_prompts import PlannedRow, PromptSource
 from vibevoice_finetune.latents.store import Latents, LatentStore
 

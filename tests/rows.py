@@ -11,7 +11,8 @@ from vibevoice_finetune.base_model.load import load_for_training, open_checkpoin
 from vibevoice_finetune.base_model.parts import facts
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
-from vibevoice_finetune.data.prompt import generation_prompt, num_speakers, parse_script
+from vibevoice_finetune.data.prompt import generation_prompt
+from vibevoice_finetune.data.script import num_speakers, parse_script
 from vibevoice_finetune.data.voice_prompts import PlannedRow, PromptSource
 from vibevoice_finetune.latents.store import Latents, LatentStore
 from vibevoice_finetune.objective.objective import Objective

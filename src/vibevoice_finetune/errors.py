@@ -59,3 +59,19 @@ def require(extra: str, module: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise UserError(f'{module} is not installed; run: pip install "vibevoice-finetune[{extra}]"') from error
+
+
+def shown(name: object, limit: int = 300) -> str:
+    """What comes from outside as a message can hold it: on one line, printable, not endless.
+
+    Control characters, escape sequences and marks of writing direction would change what a terminal shows.
+
+    >>> shown("clip\x1b[2J.wav")
+    'clip\\x1b[2J.wav'
+    """
+    text = str(name)
+    if len(text) > limit:
+        text = f"{text[: limit * 2 // 3]}…{text[-(limit // 4) :]}"
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

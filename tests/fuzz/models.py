@@ -23,7 +23,8 @@ from vibevoice_finetune.base_model.random_model import write_random_checkpoint
 from vibevoice_finetune.base_model.tensor_names import to_native
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.base_model.weights import index_weights, read_tensors, write_weights
-from vibevoice_finetune.data.prompt import generation_prompt, parse_script
+from vibevoice_finetune.data.prompt import generation_prompt
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.errors import UserError
 
 VALUES: tuple[Any, ...] = (

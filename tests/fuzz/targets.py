@@ -21,7 +21,7 @@ from vibevoice_finetune.adapters.read import open_adapter
 from vibevoice_finetune.audio.source import AudioSource, load_audio, parse_audio
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.data.jsonl import BadRows, Columns, read_jsonl
-from vibevoice_finetune.data.prompt import parse_script
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.generation.scripts import read_scripts
 from vibevoice_finetune.latents.store import Latents, LatentStore

@@ -12,8 +12,8 @@ from tests.fuzz.targets import make_targets, run
 from tests.long.fuzz import mutate
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.data.jsonl import Columns
-from vibevoice_finetune.data.prompt import parse_script
 from vibevoice_finetune.data.rows import make_row
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.errors import UserError
 
 NAMES = (

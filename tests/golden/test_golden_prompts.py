@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from vibevoice_finetune.data.prompt import SpecialTokens, generation_prompt, parse_script, training_sequence
+from vibevoice_finetune.data.prompt import SpecialTokens, generation_prompt, training_sequence
+from vibevoice_finetune.data.script import parse_script
 
 GOLDEN = Path(__file__).parent
 SPECIAL = SpecialTokens(speech_start=409, speech_end=410, frame=411, end_of_text=400)

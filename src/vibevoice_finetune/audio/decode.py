@@ -19,7 +19,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from vibevoice_finetune.errors import DataError, UserError, require
+from vibevoice_finetune.errors import DataError, UserError, require, shown
 
 SAMPLING_RATE_HZ = 24_000
 
@@ -107,14 +107,6 @@ def decode(file: Path | bytes | memoryview, label: str) -> Floats:
             "missing file",
         ) from error
     return _decode_soundfile(file, label)
-
-
-def shown(name: object) -> str:
-    """A name from the data as a message can hold it: one line, printable, not endless."""
-    text = str(name)
-    if not text.isprintable():
-        text = ascii(text)[1:-1]
-    return text if len(text) <= 300 else f"{text[:200]}…{text[-80:]}"
 
 
 class Intake:

@@ -22,8 +22,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, SAMPLING_RATE_HZ, AudioError, Floats, Intake, decode, shown
-from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, SAMPLING_RATE_HZ, AudioError, Floats, Intake, decode
+from vibevoice_finetune.errors import ArgumentError, shown
 
 __all__ = [
     "SAMPLING_RATE_HZ",

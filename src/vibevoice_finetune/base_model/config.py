@@ -22,7 +22,6 @@ from transformers import (
     VibeVoiceDiffusionHeadConfig,
 )
 
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model.config_values import Words, check_fit, check_values
 from vibevoice_finetune.base_model.original_config import (
@@ -36,7 +35,7 @@ from vibevoice_finetune.base_model.original_config import (
     native_values,
 )
 from vibevoice_finetune.base_model.stored_types import check_quantization_config
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import CheckpointError, shown
 from vibevoice_finetune.files.json_objects import read_json_object
 
 # What transformers raises for values that it cannot use, where `config_values` has no rule for them.

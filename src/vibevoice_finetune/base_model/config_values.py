@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import CheckpointError, shown
 
 Json = dict[str, Any]
 

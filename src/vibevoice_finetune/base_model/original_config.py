@@ -9,8 +9,7 @@ In: the parsed JSON and what to call its file in messages. Out: a dictionary in 
 from collections.abc import Mapping
 from typing import Any
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import CheckpointError, shown
 
 Json = dict[str, Any]
 

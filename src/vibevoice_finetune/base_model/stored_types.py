@@ -12,8 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import CheckpointError, shown
 from vibevoice_finetune.files.headers import StoredTensor
 
 logger = logging.getLogger(__name__)

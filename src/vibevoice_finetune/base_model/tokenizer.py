@@ -6,16 +6,16 @@ is an order of places to look in; and with a tokenizer without the control token
 In: a base model and, if given, `--processor_name_or_path`. Out: transformers' Qwen2 tokenizer and the control tokens.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.hub import TEXT_TOKENIZER, locate
 from vibevoice_finetune.base_model.load import Checkpoint
 from vibevoice_finetune.base_model.parts import facts
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import CheckpointError, shown
 from vibevoice_finetune.files.json_objects import read_json_object
 
 _SETTINGS = "preprocessor_config.json"
@@ -77,7 +77,8 @@ def special_tokens(tokenizer: Qwen2Tokenizer) -> SpecialTokens:
     if len(set(special.ids)) < len(special.ids):
         found = ", ".join(f"{token} {vocabulary[token]}" for token in CONTROL_TOKENS.values())
         raise CheckpointError(f"{tokenizer.name_or_path}: control tokens share an id: {found}; {_EXPECTED_TOKENIZER}")
-    return special
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    return replace(special, reserved=added | {vocabulary[token]: token for token in CONTROL_TOKENS.values()})
 
 
 def _resolve(folder: Path, cache_dir: Path | None, source: str) -> Path:

@@ -20,11 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.stored_types import check_stored_types
 from vibevoice_finetune.base_model.tensor_names import EMBED_TOKENS, LATENT_SCALE, LM_HEAD, to_native, to_original
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import CheckpointError, shown
 from vibevoice_finetune.files.atomic import write_json
 from vibevoice_finetune.files.headers import HeaderError, StoredTensor, read_header
 from vibevoice_finetune.files.json_objects import read_json_object

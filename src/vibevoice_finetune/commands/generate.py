@@ -117,14 +117,13 @@ def order_of(flags: GenerateFlags) -> "Order":
         DataError: a script that cannot be said, a voice that is not there.
     """
     from vibevoice_finetune.audio.source import parse_audio
-    from vibevoice_finetune.data.prompt import shorten
+    from vibevoice_finetune.data.script import shorten
     from vibevoice_finetune.generation.generate import GenerationRequest, ModelSource
     from vibevoice_finetune.generation.order import DTYPES, Order, check_outputs, check_voices, output_paths
     from vibevoice_finetune.generation.scripts import read_scripts, script_from_text
 
     voices = [parse_audio(path, None, "--voice") for path in flags.voice]
-    texts = [text.replace("\\n", "\n") for text in flags.text]  # a shell has no easy way to type a new line
-    scripts = [script_from_text(text, voices, f'--text "{shorten(" ".join(text.split()), 40)}"') for text in texts]
+    scripts = [script_from_text(text, voices, f'--text "{shorten(text, 40)}"') for text in flags.text]
     for path in flags.script:
         scripts += read_scripts(Path(path), voices)
     outputs = output_paths(Path(flags.output), len(scripts))

@@ -14,9 +14,9 @@ import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 
-from vibevoice_finetune.audio.decode import RowError, shown
+from vibevoice_finetune.audio.decode import RowError
 from vibevoice_finetune.data.rows import Columns, Row, Selection, check_optional_columns, make_row
-from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.errors import DataError, shown
 
 BATCH_ROWS = 1_000
 FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vibevoice_finetune.audio.decode import RowError, shown
+from vibevoice_finetune.audio.decode import RowError
 from vibevoice_finetune.data.rows import BadRows, Columns, Row, Selection, check_optional_columns, make_row
-from vibevoice_finetune.errors import ArgumentError, DataError
+from vibevoice_finetune.errors import ArgumentError, DataError, shown
 
 __all__ = ["BadRows", "Columns", "Row", "read_dataset", "read_jsonl", "split_off"]
 

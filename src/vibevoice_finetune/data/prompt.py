@@ -11,13 +11,14 @@ merge tokens across the borders.
 Shapes: T tokens, V voice-prompt frames, F target frames.
 """
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vibevoice_finetune.data.script import Turn, check_voice_count, num_speakers, shorten
 from vibevoice_finetune.errors import DataError
 
 SYSTEM_PIECE = (
@@ -28,8 +29,6 @@ VOICE_HEADING = " Voice input:\n"
 TEXT_HEADING = " Text input:\n"
 SPEECH_HEADING = " Speech output:\n"
 
-SPEAKER_LINE = re.compile(r"speaker\s*(\d{1,9})\s*:(.*)", re.IGNORECASE | re.DOTALL)
-
 Encode = Callable[[str], Sequence[int]]
 """Text to token ids, no special tokens added."""
 
@@ -38,12 +37,17 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the four tokens that generation chooses among; `ids` fixes their order as classes."""
+    """Ids of the four tokens that generation chooses among; `ids` fixes their order as classes.
+
+    Attributes:
+        reserved: the tokenizer's added tokens by id; what is said may hold none of them.
+    """
 
     speech_start: int
     speech_end: int
     frame: int
     end_of_text: int
+    reserved: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ids(self) -> tuple[int, int, int, int]:
@@ -53,14 +57,6 @@ class SpecialTokens:
 
 CONTROL_START, CONTROL_END, CONTROL_FRAME, CONTROL_END_OF_TEXT = range(4)
 """Classes of a control decision: indices into `SpecialTokens.ids`."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One line of a script: the speaker's number (0, 1, … after renumbering) and what is said."""
-
-    speaker: int
-    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,45 +84,12 @@ class TokenSequence:
     control_labels: Indices
 
 
-def parse_script(text: str, where: str, *, default_speaker: bool = False) -> tuple[Turn, ...]:
-    """Split a script into turns, speakers renumbered 0, 1, 2 … in ascending order of the numbers given.
-
-    Args:
-        text: one ``Speaker N: text`` a line; case and spaces around the colon do not matter, blank lines are skipped.
-        where: what to name in an error, as in ``train.jsonl:17``.
-        default_speaker: plain text without any tag is one turn of Speaker 0 (generation), no error (training).
-
-    Raises:
-        DataError: nothing is said, or a line has no speaker tag.
-
-    >>> parse_script("Speaker 2: Hi.\\nspeaker 1 :  Hello there. ", "here")
-    (Turn(speaker=1, text='Hi.'), Turn(speaker=0, text='Hello there.'))
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise DataError(f'{where}: the text is empty; write what is said, as in "Speaker 0: Hello there."')
-    matches = [SPEAKER_LINE.fullmatch(line) for line in lines]
-    if default_speaker and not any(matches):
-        return (Turn(0, " ".join(lines)),)
-    turns = []
-    for line, match in zip(lines, matches, strict=True):
-        if match is None:
-            raise DataError(f'{where}: no speaker tag in "{shorten(line)}"; write "Speaker 0: {shorten(line)}"')
-        said = match[2].strip()
-        if not said:
-            raise DataError(f'{where}: "{shorten(line)}" has a speaker but no words; add them or remove the line.')
-        turns.append((int(match[1]), said))
-    numbers = sorted({number for number, _ in turns})
-    return tuple(Turn(numbers.index(number), said) for number, said in turns)
-
-
-def num_speakers(turns: Sequence[Turn]) -> int:
-    """How many speakers a parsed script has."""
-    return 1 + max(turn.speaker for turn in turns)
-
-
 def generation_prompt(
-    encode: Encode, special: SpecialTokens, turns: Sequence[Turn], voice_frames: Sequence[int]
+    encode: Encode,
+    special: SpecialTokens,
+    turns: Sequence[Turn],
+    voice_frames: Sequence[int],
+    where: str = "the prompt",
 ) -> tuple[Indices, Indices]:
     """What generation is given: everything up to and including the `<start>` of the speech output.
 
@@ -135,14 +98,67 @@ def generation_prompt(
         special: ids of the control tokens.
         turns: the script.
         voice_frames: frames of each speaker's voice prompt, in the speakers' order; empty for none.
+        where: what to name in an error.
 
     Returns:
         Ids (T,) and the positions of the voice-prompt frames (V,).
 
     Raises:
-        DataError: the number of voice prompts is neither zero nor the number of speakers.
+        DataError: the number of voice prompts is neither zero nor the number of speakers, or the text holds a token
+            that only the program may place.
     """
-    check_voice_count(len(voice_frames), num_speakers(turns), "the prompt")
+    check_voice_count(len(voice_frames), num_speakers(turns), where)
+    ids, voice_positions = _before_text(encode, special, voice_frames)
+    ids += encode_turns(encode, special, turns, where)
+    ids += _after_text(encode, special)
+    return np.asarray(ids, dtype=np.int64), np.asarray(voice_positions, dtype=np.int64)
+
+
+def num_prompt_tokens(encode: Encode, special: SpecialTokens, num_text_tokens: int, voice_frames: Sequence[int]) -> int:
+    """Length of the `generation_prompt` of a script whose turns (`encode_turns`) have so many tokens."""
+    before, _ = _before_text(encode, special, voice_frames)
+    return len(before) + num_text_tokens + len(_after_text(encode, special))
+
+
+def encode_turns(encode: Encode, special: SpecialTokens, turns: Sequence[Turn], where: str) -> list[int]:
+    """The ids of the script's lines.
+
+    Raises:
+        DataError: the text holds a token that only the program may place.
+    """
+    ids = [token for turn in turns for token in encode(f" Speaker {turn.speaker}: {turn.text}\n")]
+    if not special.reserved.keys().isdisjoint(ids):
+        raise _control_token(next(special.reserved[token] for token in ids if token in special.reserved), turns, where)
+    return ids
+
+
+def check_no_control_tokens(special: SpecialTokens, turns: Sequence[Turn], where: str) -> None:
+    """Raise DataError if the text spells one of the tokenizer's added tokens; needs no tokenizer."""
+    for turn in turns:
+        text = turn.text if turn.text.isascii() else unicodedata.normalize("NFC", turn.text)
+        for token in special.reserved.values():
+            if token in text:
+                raise _control_token(token, turns, where)
+
+
+class FixedPieces:
+    """A text tokenizer that remembers the pieces that every prompt has; an `Encode`."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._fixed: dict[str, Sequence[int]] = {
+            piece: encode(piece) for piece in (SYSTEM_PIECE, VOICE_HEADING, TEXT_HEADING, SPEECH_HEADING, "\n")
+        }
+        self._fixed |= {piece: encode(piece) for piece in map(" Speaker {}:".format, range(16))}
+
+    def __call__(self, text: str) -> Sequence[int]:
+        """Token ids; not to be changed."""
+        known = self._fixed.get(text)
+        return self._encode(text) if known is None else known
+
+
+def _before_text(encode: Encode, special: SpecialTokens, voice_frames: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Everything before the script's lines, and the positions of the voice-prompt frames."""
     ids = list(encode(SYSTEM_PIECE))
     voice_positions: list[int] = []
     if voice_frames:
@@ -152,10 +168,20 @@ def generation_prompt(
             voice_positions += range(len(ids), len(ids) + frames)
             ids += [special.frame] * frames + [special.speech_end, *encode("\n")]
     ids += encode(TEXT_HEADING)
-    for turn in turns:
-        ids += encode(f" Speaker {turn.speaker}: {turn.text}\n")
-    ids += [*encode(SPEECH_HEADING), special.speech_start]
-    return np.asarray(ids, dtype=np.int64), np.asarray(voice_positions, dtype=np.int64)
+    return ids, voice_positions
+
+
+def _after_text(encode: Encode, special: SpecialTokens) -> list[int]:
+    return [*encode(SPEECH_HEADING), special.speech_start]
+
+
+def _control_token(token: str, turns: Sequence[Turn], where: str) -> DataError:
+    said = next((turn.text for turn in turns if token in turn.text), turns[0].text)
+    start = max(0, said.find(token) - 20)
+    return DataError(
+        f'{where}: the text holds "{token}" (…{shorten(said[start:])}), a control token of the text tokenizer; '
+        "expected only what is said; remove it."
+    )
 
 
 def training_sequence(
@@ -235,17 +261,3 @@ def label_text(token_ids: Indices, is_frame: NDArray[np.bool_]) -> tuple[Indices
     """
     positions = np.flatnonzero(~is_frame[1:])
     return positions, token_ids[positions + 1]
-
-
-def check_voice_count(num_prompts: int, speakers: int, where: str) -> None:
-    """Raise DataError unless there is no voice prompt or one for each speaker."""
-    if num_prompts not in (0, speakers):
-        raise DataError(
-            f"{where}: {num_prompts} voice prompts for {speakers} speaker{'s' if speakers > 1 else ''}; "
-            "give one for each speaker, in ascending order of their numbers, or none."
-        )
-
-
-def shorten(line: str, limit: int = 60) -> str:
-    """The line, cut with an ellipsis to fit into a message."""
-    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -15,9 +15,9 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.audio.decode import RowError, shown
+from vibevoice_finetune.audio.decode import RowError
 from vibevoice_finetune.audio.source import AudioSource, parse_audio
-from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.errors import DataError, shown
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,8 @@ import numpy as np
 
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.data.jsonl import BadRows, Row
-from vibevoice_finetune.data.prompt import (
-    Encode,
-    SpecialTokens,
-    Turn,
-    check_voice_count,
-    generation_prompt,
-    num_speakers,
-    parse_script,
-)
+from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
+from vibevoice_finetune.data.script import Turn, check_voice_count, num_speakers, parse_script
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.latents.store import CutNumber, LatentStore, Segment
 

@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from vibevoice_finetune.audio.source import AudioSource, parse_audio
-from vibevoice_finetune.data.prompt import Turn, check_voice_count, num_speakers, parse_script
-from vibevoice_finetune.errors import ArgumentError, DataError
+from vibevoice_finetune.data.script import Turn, check_said, check_voice_count, num_speakers, parse_script
+from vibevoice_finetune.errors import ArgumentError, DataError, shown
+from vibevoice_finetune.files.names import near_miss
 
 SUFFIXES = (".txt", ".json")
+MAX_BYTES = 50_000_000
+"""A book has one million."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +65,44 @@ def read_scripts(path: Path, voices: Sequence[AudioSource] = ()) -> list[Script]
 
     Raises:
         ArgumentError: another kind of file, or it cannot be read.
-        DataError: its content is no script.
+        DataError: its content is not a script.
     """
+    name = shown(path.name)
     if path.suffix.lower() not in SUFFIXES:
-        raise ArgumentError(f"--script {path}: is no {' or '.join(SUFFIXES)} file; write the script as one of them.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ArgumentError(f"--script {path}: cannot be read ({said}); check the name and the file.") from error
+        raise ArgumentError(
+            f"--script {shown(path)}: is not a {' or '.join(SUFFIXES)} file; write the script as one of them."
+        )
+    text = _read_text(path)
     if path.suffix.lower() == ".txt":
-        return [script_from_text(text, voices, path.name)]
+        return [script_from_text(text, voices, name)]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name}: is no JSON ({error}); mend the file.") from error
+        raise DataError(f"{name}: is not JSON ({shown(error)}); correct the file.") from error
     if not (isinstance(value, list) and value and all(_is_script(item) for item in value)):
-        return [_script(value, path.parent, voices, path.name)]
-    return [_script(item, path.parent, voices, f"{path.name}[{index}]") for index, item in enumerate(value)]
+        return [_script(value, path.parent, voices, name)]
+    return [_script(item, path.parent, voices, f"{name}[{index}]") for index, item in enumerate(value)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise ArgumentError(f"--script {shown(path)}: is not a file; a text file is expected; name one.")
+        if path.stat().st_size > MAX_BYTES:
+            raise ArgumentError(
+                f"--script {shown(path)}: has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are expected; "
+                "split it."
+            )
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES)
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ArgumentError(f"--script {shown(path)}: is UTF-16; UTF-8 is expected; save it as UTF-8.")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        similar = near_miss(str(path)) if isinstance(error, FileNotFoundError) else None
+        advice = f"did you mean {shown(similar)}?" if similar else "check the name and the file."
+        raise ArgumentError(f"--script {shown(path)}: cannot be read ({said}); {advice}") from error
 
 
 def _is_script(value: object) -> bool:
@@ -90,7 +113,7 @@ def _script(value: Any, folder: Path, voices: Sequence[AudioSource], where: str)
     if _is_script(value):
         unknown = value.keys() - {"script", "voices"}
         if unknown:
-            raise DataError(f'{where}: has the unknown key "{min(unknown)}"; expected "script" and "voices".')
+            raise DataError(f'{where}: has the unknown key "{shown(min(unknown))}"; expected "script" and "voices".')
         if "voices" in value:
             voices = _voices(value["voices"], folder, where)
         value = value["script"]
@@ -101,15 +124,23 @@ def _script(value: Any, folder: Path, voices: Sequence[AudioSource], where: str)
             f'{where}: holds a JSON {type(value).__name__}; expected a list of {{"speaker": 1, "text": "…"}}, or '
             '{"script": …, "voices": […]}.'
         )
-    lines = [_line(turn, f"{where}: turn {number}") for number, turn in enumerate(value, start=1)]
-    return Script(parse_script("\n".join(lines), where), tuple(voices), where)
+    if not value:
+        raise DataError(f'{where}: holds no turns; expected a list of {{"speaker": 1, "text": "…"}}.')
+    turns = [_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(value, start=1)]
+    numbers = sorted({number for number, _ in turns})
+    return Script(tuple(Turn(numbers.index(number), said) for number, said in turns), tuple(voices), where)
 
 
-def _line(turn: object, where: str) -> str:
+def _turn(turn: object, where: str) -> tuple[int, str]:
     match turn:
-        case {"speaker": int(speaker), "text": str(text), **others} if not others and not isinstance(speaker, bool):
-            return f"Speaker {speaker}: {' '.join(text.split())}"
-    raise DataError(f'{where} is {json.dumps(turn)[:80]}; expected {{"speaker": 1, "text": "…"}} and nothing else.')
+        case {"speaker": int(speaker), "text": str(text), **others} if (
+            not others and not isinstance(speaker, bool) and speaker >= 0
+        ):
+            return speaker, check_said(text, where)
+    raise DataError(
+        f'{where} is {shown(json.dumps(turn, ensure_ascii=False), 80)}; expected {{"speaker": 1, "text": "…"}} and '
+        "nothing else."
+    )
 
 
 def _voices(value: object, folder: Path, where: str) -> list[AudioSource]:

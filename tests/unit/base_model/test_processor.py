@@ -12,7 +12,8 @@ from transformers import AutoProcessor, VibeVoiceProcessor
 from vibevoice_finetune.base_model.load import open_checkpoint, with_special_tokens
 from vibevoice_finetune.base_model.processor import write_native_files, write_original_files
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.data.prompt import generation_prompt, parse_script
+from vibevoice_finetune.data.prompt import generation_prompt
+from vibevoice_finetune.data.script import parse_script
 
 HOP = 40  # samples a frame in the golden "tied" model
 

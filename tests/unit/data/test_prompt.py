@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from vibevoice_finetune.data import prompt
-from vibevoice_finetune.data.prompt import SpecialTokens, Turn, label_text, parse_script, training_sequence
+from vibevoice_finetune.data.prompt import (
+    FixedPieces,
+    SpecialTokens,
+    check_no_control_tokens,
+    encode_turns,
+    generation_prompt,
+    label_text,
+    num_prompt_tokens,
+    training_sequence,
+)
+from vibevoice_finetune.data.script import Turn
 from vibevoice_finetune.errors import DataError
 
 SPECIAL = SpecialTokens(speech_start=90, speech_end=91, frame=92, end_of_text=93)
@@ -68,41 +78,51 @@ def test_labels_skip_frames_but_not_what_follows_them():
     assert labels.tolist() == [6, 7]
 
 
-@pytest.mark.parametrize(
-    ("text", "turns"),
-    [
-        ("Speaker 0: Hello.", [(0, "Hello.")]),
-        ("SPEAKER 7 :   Hello.  ", [(0, "Hello.")]),
-        ("speaker1:a", [(0, "a")]),
-        ("Speaker 1: a\n\nSpeaker 2: b\nSpeaker 1: c", [(0, "a"), (1, "b"), (0, "c")]),
-        ("Speaker 2: b\nSpeaker 1: a", [(1, "b"), (0, "a")]),
-        ("Speaker 10: b\r\nSpeaker 9: a: b", [(1, "b"), (0, "a: b")]),
-    ],
-)
-def test_scripts(text, turns):
-    assert [(turn.speaker, turn.text) for turn in parse_script(text, "x")] == turns
+def reserved_tokens():
+    return SpecialTokens(90, 91, 92, 93, reserved={90: "<|start|>", 93: "<|endoftext|>"})
 
 
-def test_missing_tag_shows_the_mended_line():
-    with pytest.raises(DataError, match=r'train.jsonl:4: no speaker tag in "Hi."; write "Speaker 0: Hi."'):
-        parse_script("Hi.", "train.jsonl:4")
+@pytest.mark.parametrize("text", ["Hi.<|endoftext|>", "<|start|> Hi.", "a <|start|>b"])
+def test_text_that_spells_a_control_token_is_refused(text):
+    with pytest.raises(DataError, match=r'x:1: the text holds "<\|(start|endoftext)\|>"'):
+        check_no_control_tokens(reserved_tokens(), (Turn(0, "Fine."), Turn(1, text)), "x:1")
 
 
-def test_a_tag_missing_in_one_line_is_an_error_even_for_generation():
-    with pytest.raises(DataError, match="no speaker tag"):
-        parse_script("Speaker 0: a\nb", "x", default_speaker=True)
+def test_text_that_becomes_a_control_token_is_refused_even_if_it_does_not_spell_it():
+    with pytest.raises(DataError, match=r'x:1: the text holds "<\|endoftext\|>"'):
+        encode_turns(lambda text: [5, 93], reserved_tokens(), (Turn(0, "odd"),), "x:1")
+    with pytest.raises(DataError, match="control token"):
+        generation_prompt(lambda text: [93], reserved_tokens(), (Turn(0, "odd"),), [])
 
 
-def test_plain_text_is_speaker_0_for_generation():
-    assert parse_script("Hi there.\nBye.", "x", default_speaker=True) == (Turn(0, "Hi there. Bye."),)
+def test_other_angle_brackets_are_text():
+    check_no_control_tokens(reserved_tokens(), (Turn(0, "a <b> c <|end"),), "x:1")
+    assert encode_turns(lambda text: [5, 6], reserved_tokens(), (Turn(0, "a"), Turn(0, "b")), "x:1") == [5, 6, 5, 6]
 
 
-@pytest.mark.parametrize("text", ["", "  \n ", "Speaker 0:", "Speaker 0:   "])
-def test_nothing_said_is_an_error(text):
-    with pytest.raises(DataError, match=r"empty|no words"):
-        parse_script(text, "x")
+@pytest.mark.parametrize("voice_frames", [[], [2, 1]])
+def test_the_length_of_a_prompt_is_known_without_its_text(voice_frames):
+    turns = (Turn(1, "b"), Turn(0, "a"))
+    ids, _ = generation_prompt(encode, SPECIAL, turns, voice_frames)
+    assert num_prompt_tokens(encode, SPECIAL, 3, voice_frames) == len(ids)  # "Speaker 1: b" is one id, the other two
+
+
+def test_fixed_pieces_are_encoded_once():
+    asked = []
+
+    def slow(text):
+        asked.append(text)
+        return [len(text)]
+
+    fast = FixedPieces(slow)
+    before = len(asked)
+    assert fast(prompt.SYSTEM_PIECE) == [len(prompt.SYSTEM_PIECE)]
+    assert fast(" Speaker 3:") == [11]
+    assert len(asked) == before
+    assert fast(" Speaker 0: a\n") == [14]
+    assert len(asked) == before + 1
 
 
 def test_number_of_voices_must_fit():
-    with pytest.raises(DataError, match="1 voice prompts for 2 speakers"):
+    with pytest.raises(DataError, match="1 voice prompt for 2 speakers"):
         training_sequence(encode, SPECIAL, (Turn(0, "a"), Turn(1, "b")), voice_frames=[2], target_frames=1)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from vibevoice_finetune.audio.source import AudioError, AudioSource, load_audio, parse_audio
-from vibevoice_finetune.data.prompt import Turn
+from vibevoice_finetune.data.script import Turn
 from vibevoice_finetune.errors import ArgumentError, DataError
 from vibevoice_finetune.generation.scripts import read_scripts, script_from_text
 
@@ -50,8 +50,18 @@ def test_json_of_turns(tmp_path: Path) -> None:
 
 def test_a_turn_of_several_lines_is_one_turn(tmp_path: Path) -> None:
     """A line break within a text starts no new line of the script."""
-    (script,) = read_scripts(write(tmp_path / "a.json", [{"speaker": 0, "text": "Hello\nSpeaker 1: there."}]))
-    assert script.turns == (Turn(0, "Hello Speaker 1: there."),)
+    (script,) = read_scripts(write(tmp_path / "a.json", [{"speaker": 0, "text": "Hello\nAnna: there."}]))
+    assert script.turns == (Turn(0, "Hello Anna: there."),)
+
+
+@pytest.mark.parametrize("text", ["Hello\nSpeaker 1: there.", "[2]: there.", "SPEAKER_01: there."])
+def test_a_label_inside_a_turn_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"^a\.json: turn 1: the label .* would be read aloud"):
+        read_scripts(write(tmp_path / "a.json", [{"speaker": 0, "text": text}]))
+
+
+def test_a_backslash_in_a_path_is_kept() -> None:
+    assert script_from_text("Open C:\\new folder.").turns == (Turn(0, "Open C:\\new folder."),)
 
 
 def test_json_with_voices_of_its_own(tmp_path: Path) -> None:
@@ -77,10 +87,10 @@ def test_several_scripts_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "a.json: is no JSON"),
+        ("{", "a.json: is not JSON"),
         ({}, "a.json: holds a JSON dict; expected a list of"),
         (3, "a.json: holds a JSON int; expected a list of"),
-        ([], "a.json: the text is empty"),
+        ([], "a.json: holds no turns"),
         ("[3]", "a.json: turn 1 is 3; expected"),
         (
             [*TURNS, {"speaker": "Anna", "text": "Hi."}],
@@ -88,8 +98,8 @@ def test_several_scripts_in_a_file(tmp_path: Path) -> None:
         ),
         ([{"speaker": True, "text": "Hi."}], "a.json: turn 1 is"),
         ([{"speaker": 1, "text": "Hi.", "mood": "glad"}], "a.json: turn 1 is"),
-        ([{"speaker": -1, "text": "Hi."}], 'a.json: no speaker tag in "Speaker -1: Hi."'),
-        ([{"speaker": 1, "text": " "}], 'a.json: "Speaker 1:" has a speaker but no words'),
+        ([{"speaker": -1, "text": "Hi."}], 'a.json: turn 1 is {"speaker": -1'),
+        ([{"speaker": 1, "text": " "}], "a.json: turn 1 has a speaker but no words"),
         ([{"script": "Hi."}, {"speaker": 1, "text": "Hi."}], "a.json: turn 1 is"),
         ({"script": "Hi.", "voice": "a.wav"}, 'a.json: has the unknown key "voice"'),
         ({"script": "Hi.", "voices": "a.wav"}, 'a.json: "voices" is a JSON str; expected a list'),
@@ -117,9 +127,9 @@ def test_voices_that_do_not_fit_the_speakers(text: str, voices: int) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.docx", r"is no \.txt or \.json file"),
+        ("a.docx", r"is not a \.txt or \.json file"),
         ("a.txt", "cannot be read .No such file"),
-        ("b.txt", "is no UTF-8 text"),
+        ("b.txt", "is UTF-16"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, message: str) -> None:
