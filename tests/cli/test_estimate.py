@@ -12,7 +12,7 @@ from vibevoice_finetune.commands.parser import parse, parse_run
 from vibevoice_finetune.demo.demo import SPEECH
 from vibevoice_finetune.memory.predict import Prediction
 from vibevoice_finetune.memory.predict import predict as predict_arguments
-from vibevoice_finetune.training.load_data import prepare
+from vibevoice_finetune.training.load_data import load_data as load_all
 from vibevoice_finetune.training.run import expected_memory
 
 
@@ -62,7 +62,7 @@ def test_rows_are_planned_from_headers_as_training_plans_them(tiny_checkpoint: P
     ]
     prediction = predict(words)
     arguments = parse([*words, "--do_train"])
-    prepared = prepare(arguments)
+    prepared = load_all(arguments)
     assert prepared.train_set is not None
     measured = expected_memory(arguments, prepared)
     assert prediction.rows == len(prepared.train_set.rows)

@@ -19,7 +19,7 @@ from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.commands.table import main
 from vibevoice_finetune.latents.arithmetic import Arithmetic
 from vibevoice_finetune.training import load_data, run
-from vibevoice_finetune.training.load_data import prepare
+from vibevoice_finetune.training.load_data import load_data as load_all
 
 SPEECH = Path(vibevoice_finetune.__file__).parent / "demo" / "speech" / "speech.jsonl"
 
@@ -139,7 +139,7 @@ def test_without_do_train_it_says_so_and_does_nothing(line, tmp_path, capsys):
 def test_float32_where_it_is_promised_and_bf16_elsewhere(line):
     words = line("--bf16 True --train_diffusion_head --train_connectors --ema_decay 0.9")
     arguments = parse(words)
-    prepared = prepare(arguments)
+    prepared = load_all(arguments)
     objective, _ = run.build(arguments, prepared)
     trainer = run.FinetuneTrainer(objective, arguments.loop, prepared.train_set, None, lambda folder: None, {})
     trainer.train()

@@ -73,7 +73,7 @@ def special_tokens(tokenizer: Qwen2Tokenizer) -> SpecialTokens:
         raise CheckpointError(
             f"{tokenizer.name_or_path}: the text tokenizer lacks {', '.join(lacking)}; {_EXPECTED_TOKENIZER}"
         )
-    special = SpecialTokens(**{field: vocabulary[token] for field, token in CONTROL_TOKENS.items()})
+    special = SpecialTokens(*(vocabulary[token] for token in CONTROL_TOKENS.values()))  # in the order of its fields
     if len(set(special.ids)) < len(special.ids):
         found = ", ".join(f"{token} {vocabulary[token]}" for token in CONTROL_TOKENS.values())
         raise CheckpointError(f"{tokenizer.name_or_path}: control tokens share an id: {found}; {_EXPECTED_TOKENIZER}")

@@ -9,7 +9,7 @@ C acoustic dim, S semantic dim, K = ddpm_batch_mul.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -44,9 +44,8 @@ class Batch(TypedDict):
 
     input_ids: Tensor  # (1, T) int64
     position_ids: Tensor  # (1, T) int64, restarting at every row
-    row_lengths: NotRequired[list[int]]  # tokens of each packed row; here, not on the device, so that none waits for it
-    row_borders: NotRequired[Tensor]  # (rows + 1,) int32: where each begins, and the end of the last
-    attention_mask: NotRequired[Tensor]  # (B, T): only for rows that are padded instead of packed
+    row_lengths: list[int]  # tokens of each packed row; here, not on the device, so that none waits for it
+    row_borders: Tensor  # (rows + 1,) int32: where each begins, and the end of the last
     voice_index: Tensor  # (V,) int64
     target_index: Tensor  # (F,) int64
     condition_index: Tensor  # (F,) int64

@@ -47,7 +47,7 @@ class SpecialTokens:
     speech_end: int
     frame: int
     end_of_text: int
-    reserved: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
+    reserved: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
 
     @property
     def ids(self) -> tuple[int, int, int, int]:

@@ -13,7 +13,13 @@ import numpy as np
 
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.data.jsonl import BadRows, Row
-from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
+from vibevoice_finetune.data.prompt import (
+    Encode,
+    SpecialTokens,
+    check_no_control_tokens,
+    encode_turns,
+    num_prompt_tokens,
+)
 from vibevoice_finetune.data.script import Turn, check_voice_count, num_speakers, parse_script
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.latents.store import CutNumber, LatentStore, Segment
@@ -114,12 +120,26 @@ class _Pool:
 
 
 def make_requests(
-    rows: Sequence[Row], *, seed: int, cuts_per_clip: int, normalize_targets: bool, bad_rows: BadRows
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    cuts_per_clip: int,
+    normalize_targets: bool,
+    bad_rows: BadRows,
+    special: SpecialTokens | None = None,
 ) -> list[RowRequest]:
     """Read the scripts and say what audio each row needs.
 
     Voice prompts are, in this order: the row's own; another clip of its speaker; a random cut of the target. Rows of
     several speakers without prompts of their own get none.
+
+    Args:
+        rows: what was read.
+        seed: of the random cuts.
+        cuts_per_clip: random cuts of a clip.
+        normalize_targets: bring targets to −25 dBFS.
+        bad_rows: takes rows whose script cannot be used.
+        special: the control tokens, which no text may spell; None where no tokenizer is at hand.
 
     Raises:
         DataError: a script without speaker tags or with a wrong number of prompts, unless `bad_rows` skips those.
@@ -131,6 +151,12 @@ def make_requests(
             turns = parse_script(row.text, row.where)
         except DataError as error:
             bad_rows.report(error, "no speaker tag")
+            continue
+        try:
+            if special is not None:
+                check_no_control_tokens(special, turns, row.where)
+        except DataError as error:
+            bad_rows.report(error, "control token")
             continue
         try:
             check_voice_count(len(row.voice_prompts or ()), num_speakers(turns), row.where)
@@ -181,6 +207,8 @@ def plan_rows(
     special: SpecialTokens,
     max_tokens: int,
     bad_rows: BadRows,
+    *,
+    model_positions: int | None = None,
 ) -> list[PlannedRow]:
     """Look up what the store holds of every row, list its choices of voice prompts and check its length.
 
@@ -191,21 +219,32 @@ def plan_rows(
         special: ids of the control tokens.
         max_tokens: the longest sequence that is allowed, prompts included.
         bad_rows: takes rows that are too long.
+        model_positions: of these the model has so many; only named in messages.
     """
     pools = _speaker_pools(requests, store)
     planned = []
     for request in requests:
         pool, own = _pool_of(request, store, pools)
         longest = next((keys for keys in pool.longest if own is None or keys != pool.choices[own]), ())
-        target_frames = store.num_frames(store.key(request.target))
-        prompt_ids, voice = generation_prompt(encode, special, request.turns, [store.num_frames(k) for k in longest])
-        num_tokens = len(prompt_ids) + target_frames + 2
+        voice_frames = [store.num_frames(key) for key in longest]
+        target_key = store.key(request.target)
+        target_frames = store.num_frames(target_key)
+        try:
+            num_text = len(encode_turns(encode, special, request.turns, request.where))
+        except DataError as error:
+            bad_rows.report(error, "control token")
+            continue
+        num_tokens = num_prompt_tokens(encode, special, num_text, voice_frames) + target_frames + 2
         if num_tokens > max_tokens:
+            limit = (
+                f"the model has {max_tokens:,} positions; cut the clip up"
+                if max_tokens == model_positions
+                else f"at most {max_tokens:,} fit; cut the clip up or raise --max_length"
+            )
             bad_rows.report(
                 DataError(
                     f"{request.where}: the row is {num_tokens:,} tokens long ({target_frames:,} of audio, "
-                    f"{len(voice):,} of voice prompts); at most {max_tokens:,} fit; shorten the clip or raise "
-                    "--max_length."
+                    f"{sum(voice_frames):,} of voice prompts); {limit}."
                 ),
                 "too long",
             )
@@ -214,7 +253,7 @@ def plan_rows(
             PlannedRow(
                 where=request.where,
                 turns=request.turns,
-                target_key=store.key(request.target),
+                target_key=target_key,
                 target_frames=target_frames,
                 prompt_choices=pool.choices,
                 own_choice=own,

@@ -69,7 +69,7 @@ def make_prompt(
             voice_means[voice] = encode_voice(model, voice)
     means = [voice_means[voice] for voice in script.voices]
     frames = [len(mean_VC) for mean_VC in means]
-    ids, voice_positions = generation_prompt(speaker.encode, speaker.special, script.turns, frames)
+    ids, voice_positions = generation_prompt(speaker.encode, speaker.special, script.turns, frames, script.where)
     room = facts.max_positions - len(ids) - 2  # the two that end it
     if room < 1:
         raise DataError(

@@ -6,7 +6,6 @@ only its configuration is read (of the released models not even that), of record
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,8 @@ from vibevoice_finetune.base_model.load import Checkpoint, open_checkpoint
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
 from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer
-from vibevoice_finetune.data.jsonl import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
+from vibevoice_finetune.data.rows import BadRows
+from vibevoice_finetune.data.splits import read_training_rows
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
 from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.data.voice_prompts import PlannedRow, make_requests, plan_rows
@@ -124,10 +124,10 @@ def _model(arguments: Arguments) -> tuple[VibeVoiceConfig, Checkpoint | None]:
 def _workload(
     arguments: Arguments, clip_sec: float, model_facts: ModelFacts, checkpoint: Checkpoint | None
 ) -> Workload:
-    bad_rows = BadRows(arguments.data.on_bad_row)
-    rows = _read_rows(arguments, bad_rows)
-    if rows is None:
+    data, bad_rows = arguments.data, BadRows(arguments.data.on_bad_row)
+    if not data.train_jsonl and not Path(data.dataset_name or "").is_dir():
         return Workload([], (f"rows are not known: clips of {clip_sec:g} s assumed (--clip_sec)",))
+    rows, _ = read_training_rows(arguments, None, bad_rows)
     requests = make_requests(
         rows,
         seed=arguments.loop.draw_seed,
@@ -147,34 +147,6 @@ def _workload(
     if bad_rows.summary():
         notes.append(f"left out: {bad_rows.summary()}")
     return Workload(planned, tuple(notes))
-
-
-def _read_rows(arguments: Arguments, bad_rows: BadRows) -> Sequence[Row] | None:
-    """The training rows where they lie on this machine, else None."""
-    data = arguments.data
-    columns = Columns(
-        text=data.text_column_name,
-        audio=data.audio_column_name,
-        voice_prompts=data.voice_prompts_column_name,
-        speaker=data.speaker_column_name,
-    )
-    if data.train_jsonl:
-        rows: Sequence[Row] = read_jsonl(Path(data.train_jsonl), columns, bad_rows)
-    elif data.dataset_name and Path(data.dataset_name).is_dir():
-        rows = read_dataset(
-            data.dataset_name,
-            data.dataset_config_name,
-            data.train_split_name,
-            columns,
-            None,
-            bad_rows,
-            ignore_verifications=data.ignore_verifications,
-        )
-    else:
-        return None
-    if arguments.loop.evaluates and not data.validation_jsonl and data.eval_split_size:
-        rows, _ = split_off(rows, data.eval_split_size, arguments.loop.draw_seed)
-    return rows
 
 
 def _text_lengths(arguments: Arguments, checkpoint: Checkpoint | None) -> tuple[Encode, str]:
@@ -240,6 +212,9 @@ class HeaderLengths:
             except soundfile.LibsndfileError:
                 self.unread += 1
                 seconds = self.unknown_sec
+        if source.span is not None:
+            end_sec = seconds if source.span.end_sec is None else min(seconds, source.span.end_sec)
+            seconds = end_sec - source.span.start_sec
         return max(1, round(seconds * self.model_facts.sampling_rate_hz))
 
 

@@ -1,6 +1,6 @@
 """Everything before the model is loaded: rows are read, audio becomes latents, examples are planned.
 
-In comes a parsed command line, out goes `Prepared`: the checkpoint's facts, the text tokenizer and the data sets. The
+In comes a parsed command line, out goes `LoadedData`: the checkpoint's facts, the text tokenizer and the data sets. The
 speech tokenizers are in memory only while audio is encoded, and only if some is missing in the store.
 """
 
@@ -29,8 +29,9 @@ from vibevoice_finetune.base_model.load import (
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
-from vibevoice_finetune.data.jsonl import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
-from vibevoice_finetune.data.prompt import Encode, SpecialTokens
+from vibevoice_finetune.data.prompt import Encode, FixedPieces, SpecialTokens
+from vibevoice_finetune.data.rows import BadRows, Row
+from vibevoice_finetune.data.splits import read_splits
 from vibevoice_finetune.data.voice_prompts import PlannedRow, RowRequest, make_requests, plan_rows
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.latents.arithmetic import Arithmetic, fastest
@@ -53,7 +54,7 @@ class DataSummary:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class LoadedData:
     """What training needs besides the model's weights."""
 
     checkpoint: Checkpoint
@@ -66,7 +67,7 @@ class Prepared:
     summaries: dict[str, DataSummary] = field(default_factory=dict)
 
 
-def prepare(arguments: Arguments) -> Prepared:
+def load_data(arguments: Arguments) -> LoadedData:
     """Read, check, encode and plan all rows.
 
     Raises:
@@ -82,17 +83,20 @@ def prepare(arguments: Arguments) -> Prepared:
     checkpoint = with_special_tokens(checkpoint, special)
     model_facts = facts(checkpoint.config)
     bad_rows = BadRows(data.on_bad_row)
-    splits = _read_rows(arguments, cache_dir, bad_rows)
+    splits = read_splits(arguments, cache_dir, bad_rows)
     total = sum(map(len, splits.values())) + bad_rows.counts.total()
-    requests = {name: _requests(arguments, rows, bad_rows) for name, rows in splits.items()}
+    requests = {name: _requests(arguments, rows, special, bad_rows) for name, rows in splits.items()}
     fingerprint, arithmetic = choose_latents(arguments, encoder_fingerprint(checkpoint))
     store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
     encoder = EncoderOnDemand(checkpoint, model_facts, fingerprint, arithmetic, arguments.loop.device)
     requests, report = _fill(store, requests, encoder, bad_rows, arguments)
     encoder.free()
     max_tokens = min(data.max_length or model_facts.max_positions, model_facts.max_positions)
-    encode: Encode = partial(tokenizer.encode, add_special_tokens=False)
-    planned = {name: plan_rows(found, store, encode, special, max_tokens, bad_rows) for name, found in requests.items()}
+    encode: Encode = FixedPieces(partial(tokenizer.encode, add_special_tokens=False))
+    planned = {
+        name: plan_rows(found, store, encode, special, max_tokens, bad_rows, model_positions=model_facts.max_positions)
+        for name, found in requests.items()
+    }
     bad_rows.check(total)
     for name, rows in planned.items():
         if not rows:
@@ -105,7 +109,7 @@ def prepare(arguments: Arguments) -> Prepared:
             return None
         return SpeechDataset(planned[name], store, encode, special, _settings(arguments, model_facts, name == "eval"))
 
-    return Prepared(
+    return LoadedData(
         checkpoint=checkpoint,
         facts=model_facts,
         special=special,
@@ -180,54 +184,14 @@ class EncoderOnDemand:
             torch.cuda.empty_cache()
 
 
-def _read_rows(arguments: Arguments, cache_dir: Path | None, bad_rows: BadRows) -> dict[str, Sequence[Row]]:
-    """Rows by "train" and "eval"; evaluation has its own file or split, or a share of the training rows."""
-    data, loop = arguments.data, arguments.loop
-    columns = Columns(
-        text=data.text_column_name,
-        audio=data.audio_column_name,
-        voice_prompts=data.voice_prompts_column_name,
-        speaker=data.speaker_column_name,
-    )
-
-    def of_dataset(split: str) -> Sequence[Row]:
-        assert data.dataset_name is not None
-        return read_dataset(
-            data.dataset_name,
-            data.dataset_config_name,
-            split,
-            columns,
-            cache_dir,
-            bad_rows,
-            ignore_verifications=data.ignore_verifications,
-        )
-
-    train = (
-        read_jsonl(Path(data.train_jsonl), columns, bad_rows) if data.train_jsonl else of_dataset(data.train_split_name)
-    )
-    splits: dict[str, Sequence[Row]] = {}
-    if loop.evaluates:
-        if data.validation_jsonl:
-            splits["eval"] = read_jsonl(Path(data.validation_jsonl), columns, bad_rows)
-        elif data.eval_split_size:
-            train, splits["eval"] = split_off(train, data.eval_split_size, loop.draw_seed)
-        elif data.dataset_name:
-            splits["eval"] = of_dataset(data.eval_split_name)
-        else:
-            raise DataError(
-                "evaluation is asked for but there is nothing to evaluate on; "
-                "give --validation_jsonl or --eval_split_size, or leave --do_eval and --eval_strategy out."
-            )
-    return {"train": train, **splits} if loop.do_train else splits
-
-
-def _requests(arguments: Arguments, rows: Sequence[Row], bad_rows: BadRows) -> list[RowRequest]:
+def _requests(arguments: Arguments, rows: Sequence[Row], special: SpecialTokens, bad_rows: BadRows) -> list[RowRequest]:
     return make_requests(
         rows,
         seed=arguments.loop.draw_seed,
         cuts_per_clip=arguments.data.prompt_cuts_per_clip,
         normalize_targets=arguments.data.normalize_targets,
         bad_rows=bad_rows,
+        special=special,
     )
 
 

@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from vibevoice_finetune.adapters.attach import head_parameters
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model import tensor_names
-from vibevoice_finetune.training.load_data import DataSummary, Prepared
+from vibevoice_finetune.training.load_data import DataSummary, LoadedData
 
 SLOW_BF16 = (
     "this processor has no instructions for bf16: a step takes up to a hundred times as long as in float32; leave "
@@ -55,21 +55,19 @@ def block_sizes(model: nn.Module) -> list[BlockSize]:
 
 
 def print_report(
-    console: Console, arguments: Arguments, prepared: Prepared, model: nn.Module, max_steps: int, steps_per_epoch: int
+    console: Console, arguments: Arguments, data: LoadedData, model: nn.Module, max_steps: int, steps_per_epoch: int
 ) -> None:
     """Print the report; the indices of `--layers_to_freeze` follow if the diffusion head is trained."""
-    table = Table(
-        title=f"{prepared.checkpoint.source} ({prepared.checkpoint.layout.value} layout)", title_justify="left"
-    )
+    table = Table(title=f"{data.checkpoint.source} ({data.checkpoint.layout.value} layout)", title_justify="left")
     for heading, justify in (("part", "left"), ("parameters", "right"), ("trained", "right"), ("dtype", "left")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich wants a literal
     for size in block_sizes(model):
         table.add_row(size.block, f"{size.total:,}", f"{size.trained:,}" if size.trained else "-", size.dtypes)
     console.print(table)
-    for name, summary in prepared.summaries.items():
+    for name, summary in data.summaries.items():
         console.print(f"{name:5} {_data_line(summary)}", highlight=False)
-    if prepared.bad_rows:
-        console.print(f"left out: {prepared.bad_rows}", style="yellow", highlight=False)
+    if data.bad_rows:
+        console.print(f"left out: {data.bad_rows}", style="yellow", highlight=False)
     if is_slow_bf16(arguments.loop.device, bf16=arguments.loop.bf16):
         console.print(SLOW_BF16, style="yellow", highlight=False)
     for line in _loop_lines(arguments, max_steps, steps_per_epoch):

@@ -39,7 +39,7 @@ from vibevoice_finetune.objective.compilation import compile_blocks
 from vibevoice_finetune.objective.objective import Objective
 from vibevoice_finetune.objective.sharding import is_split, split
 from vibevoice_finetune.training import run_checkpoints
-from vibevoice_finetune.training.load_data import Prepared, latents_dir, prepare
+from vibevoice_finetune.training.load_data import LoadedData, latents_dir, load_data
 from vibevoice_finetune.training.report import print_report
 from vibevoice_finetune.training.run_state import read_identity, with_optimizer
 from vibevoice_finetune.training.same_run import Identity, check_same_run, identity
@@ -62,37 +62,37 @@ def train(arguments: Arguments) -> None:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # bars of loading, noise in a log file
     output_dir = Path(str(loop.output_dir))
     resume = resume_point(arguments, output_dir, console)
-    prepared = prepare(arguments)
-    if prepared.filled is not None:
-        console.print(prepared.filled.summary(), highlight=False)
-    base_fingerprint = model_fingerprint(prepared.checkpoint)
-    this_run = identity(arguments, base_fingerprint, prepared.train_set, prepared.eval_set)
+    data = load_data(arguments)
+    if data.filled is not None:
+        console.print(data.filled.summary(), highlight=False)
+    base_fingerprint = model_fingerprint(data.checkpoint)
+    this_run = identity(arguments, base_fingerprint, data.train_set, data.eval_set)
     if resume is not None:
         tell_changes(resume, this_run, loop.allow_changed_run, console)
-    expected = expected_memory(arguments, prepared) if loop.do_train else None
+    expected = expected_memory(arguments, data) if loop.do_train else None
     if expected is not None:
         console.print(f"memory {expected.line()}", highlight=False)
-    objective, plan = build(arguments, prepared)
+    objective, plan = build(arguments, data)
     if loop.process_index == 0:
         write_settings(arguments, output_dir)
-    export = exporter(arguments, prepared, objective, plan, base_fingerprint)
+    export = exporter(arguments, data, objective, plan, base_fingerprint)
     if loop.debug_save:
         export(output_dir / "debug_initial")
     trainer = FinetuneTrainer(
         objective,
         loop,
-        prepared.train_set,
-        prepared.eval_set,
+        data.train_set,
+        data.eval_set,
         export,
         this_run,
         arguments.data.max_tokens_per_batch,
     )
     max_steps, steps_per_epoch = trainer.count_steps()
-    print_report(console, arguments, prepared, objective.model, max_steps, steps_per_epoch)
+    print_report(console, arguments, data, objective.model, max_steps, steps_per_epoch)
     if expected is not None:
         run_training(trainer, output_dir, resume, expected)
         if loop.process_index == 0:
-            hand_over(output_dir / RESULT, prepared, upload, console)
+            hand_over(output_dir / RESULT, data, upload, console)
     if loop.do_eval and not trainer.has_evaluated_last_step():
         trainer.evaluate()
     if loop.do_eval:
@@ -103,21 +103,21 @@ def encode(arguments: Arguments) -> None:
     """Fill the latent store that a later `train` with the same flags reads."""
     if not arguments.loop.output_dir and not arguments.data.latents_dir:
         raise ArgumentError("say where the latents go: --latents_dir FOLDER (give the same to train).")
-    prepared = prepare(arguments)
-    assert prepared.filled is not None
+    data = load_data(arguments)
+    assert data.filled is not None
     console = Console(stderr=True, quiet=arguments.loop.process_index != 0)
-    console.print(prepared.filled.summary(), highlight=False)
-    if prepared.bad_rows:
-        console.print(f"left out: {prepared.bad_rows}", style="yellow", highlight=False)
+    console.print(data.filled.summary(), highlight=False)
+    if data.bad_rows:
+        console.print(f"left out: {data.bad_rows}", style="yellow", highlight=False)
     console.print(f"the store is {latents_dir(arguments)}", highlight=False)
 
 
-def expected_memory(arguments: Arguments, prepared: Prepared) -> Estimate:
+def expected_memory(arguments: Arguments, data: LoadedData) -> Estimate:
     """The estimate for the run that is about to load its model."""
-    rows = prepared.train_set or prepared.eval_set
+    rows = data.train_set or data.eval_set
     assert rows is not None, "neither training nor evaluation"
-    encodes = prepared.filled is not None and prepared.filled.encoded > 0
-    return estimate_for(arguments, prepared.checkpoint.config, rows.rows, encodes=encodes)
+    encodes = data.filled is not None and data.filled.encoded > 0
+    return estimate_for(arguments, data.checkpoint.config, rows.rows, encodes=encodes)
 
 
 def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Path | None:
@@ -163,7 +163,7 @@ def tell_changes(resume: Path, this_run: Identity, allow: bool, console: Console
         console.print(f"a changed run goes on: {'; '.join(changed)}", style="yellow", highlight=False)
 
 
-def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterPlan]:
+def build(arguments: Arguments, data: LoadedData) -> tuple[Objective, AdapterPlan]:
     """Load the model without its tokenizers, in bf16 or float32, and attach what is trained, in float32."""
     model_args, loop = arguments.model, arguments.loop
     plan = AdapterPlan(
@@ -183,7 +183,7 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
         )
     # A model that is to be split is loaded beside the GPU, which never holds more of it than its share and a layer.
     device = torch.device("cpu") if loop.splits_weights else loop.device
-    model = load_for_training(prepared.checkpoint, dtype, device, quantization_config(bits) if bits else None)
+    model = load_for_training(data.checkpoint, dtype, device, quantization_config(bits) if bits else None)
     if bits == 4:
         keep_trainable(model)
     set_attention(parts.language_model(model), model_args.attention(loop.device.type, bf16=loop.bf16))
@@ -196,20 +196,20 @@ def build(arguments: Arguments, prepared: Prepared) -> tuple[Objective, AdapterP
             raise ArgumentError("--torch_compile and --fsdp were never tried together; leave one of the two out.")
         compile_blocks(model, loop.torch_compile_backend, loop.torch_compile_mode)
         loop.torch_compile_backend = None  # or transformers would have the whole objective compiled
-    objective = Objective(model, prepared.special)
+    objective = Objective(model, data.special)
     if loop.splits_weights:
         split(objective, model, loop.device, loop.world_size)
     return objective, plan
 
 
 def exporter(
-    arguments: Arguments, prepared: Prepared, objective: Objective, plan: AdapterPlan, base_fingerprint: str
+    arguments: Arguments, data: LoadedData, objective: Objective, plan: AdapterPlan, base_fingerprint: str
 ) -> Callable[[Path], None]:
     """A function that writes the portable result of the model as it stands into a folder.
 
     All processes call it; the first one writes.
     """
-    has_prompts = any(row.has_prompts for row in prepared.train_set.rows) if prepared.train_set else False
+    has_prompts = any(row.has_prompts for row in data.train_set.rows) if data.train_set else False
     info = AdapterInfo(
         base_model=arguments.model.model_name_or_path,
         base_fingerprint=base_fingerprint,
@@ -261,9 +261,9 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
         trainer.export(output_dir / RESULT)
 
 
-def hand_over(result: Path, prepared: Prepared, upload: Upload | None, console: Console) -> None:
+def hand_over(result: Path, data: LoadedData, upload: Upload | None, console: Console) -> None:
     """Complete the result's card, say where it is, and upload it if that was asked for."""
-    add_training_to_card(result, prepared.summaries["train"].audio_hours)
+    add_training_to_card(result, data.summaries["train"].audio_hours)
     console.print(f"the result is {result}", highlight=False)
     if upload is not None:
         console.print(f"uploaded: {push_result(result, upload)}", highlight=False)

@@ -143,8 +143,28 @@ def test_length_counts_the_longest_prompt(clip, tmp_path):
 
 def test_too_long_names_row_and_limit(clip, tmp_path):
     found = requests([row("Speaker 0: x", clip("a"), where="train.jsonl:3")])
-    with pytest.raises(DataError, match=r"train.jsonl:3: the row is \d+ tokens long .* at most 50 fit"):
+    with pytest.raises(DataError, match=r"train.jsonl:3: the row is \d+ tokens long .* at most 50 fit; .*--max_length"):
         plan(found, [8], tmp_path, max_tokens=50)
+
+
+def test_a_row_that_exceeds_the_model_is_not_told_to_raise_a_flag(clip, tmp_path):
+    found = requests([row("Speaker 0: x", clip("a"), where="train.jsonl:3")])
+    store = LatentStore(tmp_path / "store", "encoder", 2, 3)
+    fill(store, found, [8])
+    with pytest.raises(DataError, match="the model has 50 positions; cut the clip up") as caught:
+        plan_rows(found, store, encode, SPECIAL, 50, BadRows("error"), model_positions=50)
+    assert "--max_length" not in str(caught.value)
+
+
+def test_control_tokens_in_a_text_are_refused_before_anything_is_encoded(clip):
+    special = SpecialTokens(90, 91, 92, 93, reserved={93: "<|endoftext|>"})
+    rows = [row("Speaker 0: x", clip("a")), row("Speaker 0: x<|endoftext|>", clip("b"), where="f:2")]
+    options = {"seed": 1, "cuts_per_clip": 1, "normalize_targets": True, "special": special}
+    with pytest.raises(DataError, match=r'^f:2: the text holds "<\|endoftext\|>"'):
+        make_requests(rows, bad_rows=BadRows("error"), **options)
+    skipping = BadRows("skip")
+    assert len(make_requests(rows, bad_rows=skipping, **options)) == 1
+    assert skipping.counts == {"control token": 1}
 
 
 def test_bad_scripts_are_counted_and_left_out(clip):
