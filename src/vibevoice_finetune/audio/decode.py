@@ -19,6 +19,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from vibevoice_finetune.audio.chunk_sizes import STREAMED_BYTES, unstated_audio_sec
+from vibevoice_finetune.audio.span import Span
 from vibevoice_finetune.errors import DataError, UserError, require, shown
 
 SAMPLING_RATE_HZ = 24_000
@@ -38,12 +40,18 @@ CUT_SHORT_SEC = 0.1
 M4A_CUT_SHORT_SEC = 0.5
 """The same for m4a, whose duration counts the encoder's run-in (up to 0.2 s in HE-AAC)."""
 
+CANCELLED = 1e-4
+"""Share of the channels' energy, −40 dB, below which a mix has lost what they held."""
+
+INAUDIBLE_SQUARE = 1e-9
+"""Mean square of what is silent anyway, −90 dBFS."""
+
+SEEKABLE = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")
+"""Formats in which libsndfile finds a sample exactly without decoding what lies before it."""
+
 BLOCK_SAMPLES = 1 << 20
 UNKNOWN_FRAMES = 1 << 62
 """libsndfile gives 2^63 − 1 frames for a FLAC stream of unstated length; the format itself ends at 2^36."""
-
-STREAMED_BYTES = 0x7F00_0000
-"""Programs that write WAV into a pipe state a length from here up, because they do not know it yet."""
 
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 READABLE = "wav, flac, ogg, opus and mp3 can be read"
@@ -70,18 +78,20 @@ class AudioError(RowError):
     """A `RowError` about one piece of audio."""
 
 
-def decode(file: Path | bytes | memoryview, label: str) -> Floats:
+def decode(file: Path | bytes | memoryview, label: str, span: Span | None = None) -> Floats:
     """Decode a file or its bytes.
 
     Args:
         file: a path, or encoded bytes.
         label: how messages name it, as in ``train.jsonl:17: clips/a.wav``.
+        span: the part that is wanted; None for all of it.
 
     Returns:
         Samples (N,), float32, mono, 24 kHz.
 
     Raises:
-        AudioError: it cannot be opened or decoded, is cut short, too long, or holds numbers that are no audio.
+        AudioError: it cannot be opened or decoded, is cut short, too long, or holds numbers that are not audio.
+        SpanError: the part lies outside of the audio.
     """
     try:
         with _open(file) as stream:
@@ -91,7 +101,7 @@ def decode(file: Path | bytes | memoryview, label: str) -> Floats:
                     f"{label} has no header that states its sampling rate; convert it to wav.", "undecodable audio"
                 )
             if _is_mpeg4(head) or _is_adts(head):
-                return _decode_aac(stream, label, in_container=_is_mpeg4(head))
+                return _decode_aac(stream, label, span, in_container=_is_mpeg4(head))
             if head.startswith(b"version https://git-lfs"):
                 raise AudioError(
                     f'{label} is only a pointer to the audio; run "git lfs pull" in its folder.', "undecodable audio"
@@ -101,12 +111,13 @@ def decode(file: Path | bytes | memoryview, label: str) -> Floats:
                     f"{label} is cut short: its last Ogg page is incomplete; copy it again or remove the row.",
                     "undecodable audio",
                 )
+            _check_sizes(stream, label)
     except OSError as error:
         raise AudioError(
             f"{label} cannot be read ({error.strerror or error}); check the disk and the file's permissions.",
             "missing file",
         ) from error
-    return _decode_soundfile(file, label)
+    return _decode_soundfile(file, label, span)
 
 
 class Intake:
@@ -115,18 +126,23 @@ class Intake:
     Args:
         rate_hz: sampling rate of the blocks.
         label: how messages name the audio.
+        first: how many samples of what comes are passed over.
+        last: the one behind the last that is kept; None for all.
     """
 
-    def __init__(self, rate_hz: int, label: str) -> None:
+    def __init__(self, rate_hz: int, label: str, first: int = 0, last: int | None = None) -> None:
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(
                 f"{label} states a sampling rate of {shown(f'{rate_hz:,}')} Hz; expected are {MIN_RATE_HZ:,} to "
-                f"{MAX_RATE_HZ:,} Hz; mend the rate or remove the row.",
+                f"{MAX_RATE_HZ:,} Hz; correct the rate or remove the row.",
                 "undecodable audio",
             )
         self.rate_hz = rate_hz
         self.label = label
         self.num_frames = 0
+        self._first, self._last = first, last
+        self._kept = 0
+        self._energy, self._mono_energy = 0.0, 0.0
         self._parts: list[Floats] = []
         self._resampler: soxr.ResampleStream | None = None
         if rate_hz != SAMPLING_RATE_HZ:
@@ -143,8 +159,11 @@ class Intake:
         Raises:
             AudioError: a number is not finite or no audio, or the whole has become too long.
         """
+        before = self.num_frames
         self.num_frames += len(block_NC)
-        self.check_duration(self.duration_sec, "is longer than")
+        block_NC = block_NC[max(0, self._first - before) : None if self._last is None else max(0, self._last - before)]
+        self._kept += len(block_NC)
+        self.check_duration(self._kept / self.rate_hz, "is longer than")
         if not np.isfinite(block_NC).all():
             raise AudioError(
                 f"{self.label} holds numbers that are not finite (NaN or infinity); write the file again from its "
@@ -160,11 +179,24 @@ class Intake:
             )
         mono = block_NC[:, 0] if block_NC.shape[1] == 1 else block_NC.mean(axis=1)
         samples = np.ascontiguousarray(mono, dtype=np.float32)
+        if block_NC.shape[1] > 1:
+            self._energy += float(np.square(block_NC, dtype=np.float32).mean(axis=1).sum(dtype=np.float64))
+            self._mono_energy += float(np.square(samples).sum(dtype=np.float64))
         # A copy: the decoder may fill the same block again.
         self._parts.append(samples.copy() if self._resampler is None else self._resampler.resample_chunk(samples))
 
     def samples(self) -> Floats:
-        """Everything that was added, (N,)."""
+        """Everything that was added, (N,).
+
+        Raises:
+            AudioError: mixing the channels has left nothing.
+        """
+        if self._mono_energy < CANCELLED * self._energy and self._energy > self._kept * INAUDIBLE_SQUARE:
+            raise AudioError(
+                f"{self.label}: its channels cancel each other when they are mixed to mono (one is the other "
+                "inverted); expected are channels that add up; keep one of them, or invert one.",
+                "channels cancel",
+            )
         if self._resampler is not None:
             self._parts.append(self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
         return np.concatenate(self._parts) if self._parts else np.zeros(0, dtype=np.float32)
@@ -197,11 +229,13 @@ class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ship
         return False
 
 
-def _decode_soundfile(file: Path | bytes | memoryview, label: str) -> Floats:
+def _decode_soundfile(file: Path | bytes | memoryview, label: str, span: Span | None) -> Floats:
     try:
         with _ForwardFile(str(file) if isinstance(file, Path) else io.BytesIO(file)) as sound:
-            intake = Intake(sound.samplerate, label)
             known = sound.frames < UNKNOWN_FRAMES
+            if span is not None:
+                return _read_part(sound, label, span, known)
+            intake = Intake(sound.samplerate, label)
             if known:
                 intake.check_duration(sound.frames / sound.samplerate, "promises more than")
             for block_NC in _blocks(sound, sound.frames):
@@ -214,6 +248,25 @@ def _decode_soundfile(file: Path | bytes | memoryview, label: str) -> Floats:
             f"{label} cannot be decoded ({error.error_string.strip(' .')}); {READABLE}; convert it or remove the row.",
             "undecodable audio",
         ) from error
+    return intake.samples()
+
+
+def _read_part(sound: soundfile.SoundFile, label: str, span: Span, known: bool) -> Floats:
+    """Decode no more than what leads to the part, and keep no more than the part."""
+    rate_hz = sound.samplerate
+    Intake(rate_hz, label)  # a rate that cannot be is refused before it is used
+    first, last = span.samples(sound.frames if known else UNKNOWN_FRAMES, rate_hz)
+    if known and sound.format in SEEKABLE:
+        sound.seek(first)
+        intake = Intake(rate_hz, label)
+        for block_NC in _blocks(sound, last - first):
+            intake.add(block_NC)
+        intake.check_complete((last - first) / rate_hz, CUT_SHORT_SEC)
+        return intake.samples()
+    intake = Intake(rate_hz, label, first, last)
+    for block_NC in _blocks(sound, min(last, sound.frames)):
+        intake.add(block_NC)
+    span.samples(intake.num_frames, rate_hz)
     return intake.samples()
 
 
@@ -241,6 +294,18 @@ def _stated_over_found(log: str) -> float:
         return 1.0
     stated, found = int(match[1]), int(match[2])
     return 1.0 if found == 0 or stated >= STREAMED_BYTES else stated / found
+
+
+def _check_sizes(stream: BinaryIO, label: str) -> None:
+    """Refuse WAV and AIFF that hold more than they state."""
+    stated_sec, unstated_sec = unstated_audio_sec(stream)
+    if unstated_sec > CUT_SHORT_SEC:
+        raise AudioError(
+            f"{label} states {stated_sec:,.2f} s of audio in its header, but {unstated_sec:,.2f} s more lie behind it "
+            "(the recording was not finished, or its size has overflowed); write the header again, for example with "
+            '"ffmpeg -ignore_length 1 -i OLD NEW.wav".',
+            "undecodable audio",
+        )
 
 
 def _open(file: Path | bytes | memoryview) -> BinaryIO:
@@ -272,7 +337,7 @@ def _is_adts(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
 
 
-def _decode_aac(stream: BinaryIO, label: str, *, in_container: bool) -> Floats:
+def _decode_aac(stream: BinaryIO, label: str, span: Span | None, *, in_container: bool) -> Floats:
     try:
         av = require("m4a", "av")
     except UserError as error:
@@ -286,11 +351,14 @@ def _decode_aac(stream: BinaryIO, label: str, *, in_container: bool) -> Floats:
             track = next((track for track in container.streams.audio if track.codec_context is not None), None)
             if track is None:
                 raise AudioError(f"{label} holds no audio track; remove the row.", "undecodable audio")
-            intake = Intake(track.rate, label)
+            first, last = (0, None) if span is None else span.samples(UNKNOWN_FRAMES, track.rate)
+            intake = Intake(track.rate, label, first, last)
             to_float = av.AudioResampler(format="fltp")
             for frame in container.decode(track):
                 for converted in to_float.resample(frame):
                     intake.add(converted.to_ndarray().T)
+            if span is not None:
+                span.samples(intake.num_frames, track.rate)
             if in_container and track.duration is not None:
                 intake.check_complete(float(track.duration * track.time_base), M4A_CUT_SHORT_SEC)
     except (av.error.FFmpegError, ValueError) as error:

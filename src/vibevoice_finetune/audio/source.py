@@ -12,9 +12,8 @@ import hashlib
 import io
 import math
 import stat
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +22,17 @@ import soundfile
 from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, SAMPLING_RATE_HZ, AudioError, Floats, Intake, decode
+from vibevoice_finetune.audio.span import (
+    STATED_TOLERANCE,
+    STATED_TOLERANCE_SEC,
+    Span,
+    SpanError,
+    parse_span,
+    parse_stated_rate,
+)
 from vibevoice_finetune.errors import ArgumentError, shown
+from vibevoice_finetune.files.atomic import write_file
+from vibevoice_finetune.files.names import near_miss
 
 __all__ = [
     "SAMPLING_RATE_HZ",
@@ -49,6 +58,26 @@ FULL_SCALE = {"i1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31, "u1": 1 << 7}
 WRITTEN_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 WRITE_BLOCK_SAMPLES = 1 << 16
 """libsndfile's Vorbis encoder overflows the stack when it is given minutes of audio at once."""
+
+
+class MissingFileError(AudioError):
+    """A file that is not there. Similar names are only looked for when somebody reads the message.
+
+    Thousands of rows may be skipped for this; searching folders for each would take hours.
+    """
+
+    def __init__(self, where: str, text: str, path: Path) -> None:
+        super().__init__(where, "missing file")
+        self.args = (where, text, path)
+
+    def __str__(self) -> str:
+        where, text, path = self.args
+        similar = near_miss(text if text.startswith("file:") else str(path))
+        relative = not (path.is_absolute() and Path(text).is_absolute())
+        hint = " (relative paths start at the data's folder)" if relative and similar is None else ""
+        advice = f'did you mean "{shown(similar)}"?' if similar else "correct the path or remove the row."
+        name = text if text.startswith("file:") else path
+        return f"{where}: {shown(name)} does not exist{hint}; {advice}"
 
 
 @runtime_checkable
@@ -80,6 +109,8 @@ class AudioSource:
         array: samples (N,), or (N, C) with the channels last; floats within ±1 or integers of up to 32 bits.
         sampling_rate_hz: of `array`.
         where: the row, as in ``train.jsonl:17``; messages begin with it.
+        span: the part of the audio that is meant; None for all of it.
+        stated_sec: how long its row says that the audio is, if it says so; not part of what the audio is.
     """
 
     path: Path | None
@@ -87,6 +118,8 @@ class AudioSource:
     array: NDArray[np.generic] | None
     sampling_rate_hz: int | None
     where: str
+    span: Span | None = None
+    stated_sec: float | None = None
 
     def __post_init__(self) -> None:
         assert sum(form is not None for form in (self.path, self.data, self.array)) == 1
@@ -94,7 +127,8 @@ class AudioSource:
 
     def __reduce__(self) -> tuple[object, ...]:
         data = None if self.data is None else bytes(self.data)  # a memoryview cannot be pickled
-        return AudioSource, (self.path, data, self.array, self.sampling_rate_hz, self.where)
+        members = (self.path, data, self.array, self.sampling_rate_hz, self.where, self.span, self.stated_sec)
+        return AudioSource, members
 
     @property
     def label(self) -> str:
@@ -102,7 +136,22 @@ class AudioSource:
         return f"{self.where}: {'audio' if self.path is None else shown(self.path)}"
 
     def digest(self) -> str:
-        """SHA-256 of the content, hexadecimal: a file and its bytes in memory have the same.
+        """What tells this audio from others, 64 hexadecimal digits: the digest of its content and the part of it.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        return self.part_of(self.content_digest())
+
+    def part_of(self, content_digest: str) -> str:
+        """The digest of this source's part of a content with that digest."""
+        if self.span is None:
+            return content_digest
+        text = f"{content_digest} {self.span.start_sec!r} {self.span.end_sec!r}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def content_digest(self) -> str:
+        """SHA-256 of the whole content, hexadecimal: a file and its bytes in memory have the same.
 
         Raises:
             AudioError: the file cannot be read.
@@ -120,7 +169,7 @@ class AudioSource:
             raise _unreadable(self.label, error) from error
 
 
-def parse_audio(value: object, base_dir: Path | None, where: str) -> AudioSource:
+def parse_audio(value: object, base_dir: Path | None, where: str, rate: object = None) -> AudioSource:
     """Take one piece of audio as a row gives it. Files are looked for, not opened.
 
     Args:
@@ -128,6 +177,7 @@ def parse_audio(value: object, base_dir: Path | None, where: str) -> AudioSource
             array (N,), (C, N) or (N, C) or a list of numbers, taken as 24 kHz; an audio decoder of `datasets`.
         base_dir: where relative paths start; None for the current folder.
         where: the row, for messages.
+        rate: the sampling rate that stands beside a bare array, if one does.
 
     Raises:
         AudioError: it is none of these, or the file is not there or empty.
@@ -138,14 +188,14 @@ def parse_audio(value: object, base_dir: Path | None, where: str) -> AudioSource
         case bytes() | bytearray() | memoryview():
             return _parse_bytes(value, where)
         case Mapping():
-            return _parse_mapping(value, base_dir, where)
+            return _parse_mapping(value, base_dir, where, rate)
         case _Decoder():
             return _parse_decoder(value, where)
         case list() | tuple() | _ArrayLike():
-            return _parse_array(value, None, where)
+            return _parse_array(value, rate, where)
     raise AudioError(
         f"{where}: audio is of type {type(value).__name__}; expected a path, the bytes of a file, an array, "
-        '{"bytes", "path"} or {"array", "sampling_rate"}; mend the row.',
+        '{"bytes", "path"} or {"array", "sampling_rate"}; correct the row.',
         "wrong type",
     )
 
@@ -159,7 +209,11 @@ def load_audio(source: AudioSource) -> Floats:
     Raises:
         AudioError: missing, empty, undecodable, cut short, non-finite, silent, or longer than three hours.
     """
-    samples = _resample_array(source) if source.array is not None else _decode_source(source)
+    try:
+        samples = _resample_array(source) if source.array is not None else _decode_source(source)
+    except SpanError as error:
+        raise AudioError(f"{source.label}: {error}", "segment outside of the audio") from error
+    _check_stated_duration(source, len(samples) / SAMPLING_RATE_HZ)
     if len(samples) == 0:
         raise _empty(source.label)
     deviation = math.sqrt(_mean_square(samples, float(samples.mean(dtype=np.float64))))
@@ -216,7 +270,8 @@ def write_audio(path: Path, samples: Floats, sampling_rate_hz: int) -> None:
         sampling_rate_hz: of the samples.
 
     Raises:
-        ArgumentError: another suffix, or the file cannot be written.
+        ArgumentError: another suffix.
+        WriteError: the file cannot be written.
     """
     assert samples.ndim == 1
     assert np.isfinite(samples).all()
@@ -230,23 +285,14 @@ def write_audio(path: Path, samples: Floats, sampling_rate_hz: int) -> None:
     with soundfile.SoundFile(encoded, "w", sampling_rate_hz, channels=1, subtype=subtype, format=form) as file:
         for start in range(0, len(samples), WRITE_BLOCK_SAMPLES):
             file.write(samples[start : start + WRITE_BLOCK_SAMPLES])
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(encoded.getbuffer())
-        partial.replace(path)
-    except OSError as error:
-        raise ArgumentError(
-            f"{shown(path)}: cannot be written ({error.strerror or error}); make room or choose another place."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, encoded.getvalue())
 
 
 def _parse_path(value: str | Path, base_dir: Path | None, where: str) -> AudioSource:
     text = str(value)
     if not text.strip():
-        raise AudioError(f"{where}: the path of the audio is empty; mend it or remove the row.", "missing file")
-    if "://" in text:
+        raise AudioError(f"{where}: the path of the audio is empty; correct it or remove the row.", "missing file")
+    if "://" in text and not text.startswith("file:"):
         raise AudioError(
             f"{where}: {shown(text)} is an address; a file on this machine is expected; download it first.",
             "missing file",
@@ -256,13 +302,12 @@ def _parse_path(value: str | Path, base_dir: Path | None, where: str) -> AudioSo
     try:
         text.encode()  # libsndfile takes no other names
         status = path.stat()
-    except FileNotFoundError as error:
-        hint = "" if path.is_absolute() and Path(text).is_absolute() else " (relative paths start at the data's folder)"
-        raise AudioError(f"{label} does not exist{hint}; mend the path or remove the row.", "missing file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError(where, text, path) from error
     except (OSError, ValueError) as error:  # ValueError: NUL or half a surrogate in the name
         raise _unreadable(label, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{label} is not a file; an audio file is expected; mend the path.", "missing file")
+        raise AudioError(f"{label} is not a file; an audio file is expected; correct the path.", "missing file")
     if status.st_size == 0:
         raise _empty(label)
     return AudioSource(path=path, data=None, array=None, sampling_rate_hz=None, where=where)
@@ -275,17 +320,39 @@ def _parse_bytes(value: bytes | bytearray | memoryview, where: str) -> AudioSour
     return AudioSource(path=None, data=data, array=None, sampling_rate_hz=None, where=where)
 
 
-def _parse_mapping(value: Mapping[object, object], base_dir: Path | None, where: str) -> AudioSource:
-    if value.get("array") is not None:
-        return _parse_array(value["array"], value.get("sampling_rate"), where)
-    match value.get("bytes"), value.get("path"):
+def _parse_mapping(
+    value: Mapping[object, object], base_dir: Path | None, where: str, rate_beside: object
+) -> AudioSource:
+    members = {str(key): member for key, member in value.items()}
+    source = _parse_whole(members, base_dir, where, rate_beside)
+    try:
+        span, stated_sec = parse_span(members, where)
+    except SpanError as error:
+        raise AudioError(str(error), "bad segment") from error
+    return source if span is None and stated_sec is None else replace(source, span=span, stated_sec=stated_sec)
+
+
+def _parse_whole(members: Mapping[str, object], base_dir: Path | None, where: str, rate_beside: object) -> AudioSource:
+    if members.get("array") is not None:
+        try:
+            rate = parse_stated_rate(members, where)
+        except SpanError as error:
+            raise AudioError(str(error), "wrong type") from error
+        if rate is not None and rate_beside is not None and str(rate) != str(rate_beside):
+            raise AudioError(
+                f"{where}: audio has a sampling rate of {shown(rate, 40)}, and the row one of "
+                f"{shown(rate_beside, 40)}; one is expected; correct the row.",
+                "wrong type",
+            )
+        return _parse_array(members["array"], rate if rate is not None else rate_beside, where)
+    match members.get("bytes"), members.get("path"):
         case (bytes() | bytearray() | memoryview()) as data, _:
             return _parse_bytes(data, where)
         case None, (str() | Path()) as path:
             return _parse_path(path, base_dir, where)
     raise AudioError(
-        f"{where}: audio is an object with {shown(', '.join(map(str, value)) or 'nothing in it')}; expected "
-        '{"bytes", "path"} with one of them, or {"array", "sampling_rate"}; mend the row.',
+        f"{where}: audio is an object with {shown(', '.join(members) or 'nothing in it')}; expected "
+        '{"bytes", "path"} with one of them, or {"array", "sampling_rate"}; correct the row.',
         "wrong type",
     )
 
@@ -302,10 +369,21 @@ def _parse_decoder(value: _Decoder, where: str) -> AudioSource:
 
 def _parse_array(value: object, rate: object, where: str) -> AudioSource:
     label = f"{where}: audio"
+    first = value
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if first is None or isinstance(first, str | bytes | Path | Mapping):
+        kind = {str: "text", type(None): "null"}.get(type(first), type(first).__name__)
+        raise AudioError(
+            f"{label} is a list of {kind}; expected one path, or a list of numbers; write the path without brackets.",
+            "wrong type",
+        )
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # ragged lists, tensors of other devices
-        raise AudioError(f"{label} is no array of numbers ({shown(error)}); mend the row.", "wrong type") from error
+        raise AudioError(
+            f"{label} is not an array of numbers ({shown(error)}); correct the row.", "wrong type"
+        ) from error
     if array.size == 0:
         raise _empty(label)
     if array.dtype.kind != "f" and array.dtype.str[1:] not in FULL_SCALE:
@@ -320,7 +398,7 @@ def _parse_array(value: object, rate: object, where: str) -> AudioSource:
     if array.ndim not in (1, 2) or square or (array.ndim == 2 and array.shape[1] > MAX_ARRAY_CHANNELS):
         raise AudioError(
             f"{label} is an array of shape {np.shape(array)}; expected (samples,), (channels, samples) or (samples, "
-            f"channels) with at most {MAX_ARRAY_CHANNELS} channels; mend the row.",
+            f"channels) with at most {MAX_ARRAY_CHANNELS} channels; correct the row.",
             "wrong type",
         )
     return AudioSource(path=None, data=None, array=array, sampling_rate_hz=_parse_rate(rate, label), where=where)
@@ -335,7 +413,7 @@ def _parse_rate(rate: object, label: str) -> int:
     if isinstance(rate, int | np.integer) and not isinstance(rate, bool):
         return int(rate)
     raise AudioError(
-        f"{label} has a sampling rate of {shown(rate)}; a whole number of hertz is expected; mend the row.",
+        f"{label} has a sampling rate of {shown(rate)}; a whole number of hertz is expected; correct the row.",
         "wrong type",
     )
 
@@ -343,18 +421,33 @@ def _parse_rate(rate: object, label: str) -> int:
 def _decode_source(source: AudioSource) -> Floats:
     file = source.data if source.path is None else source.path
     assert file is not None
-    return decode(file, source.label)
+    return decode(file, source.label, source.span)
 
 
 def _resample_array(source: AudioSource) -> Floats:
     assert source.array is not None
     assert source.sampling_rate_hz is not None
     array_NC = source.array if source.array.ndim == 2 else source.array[:, None]
+    if source.span is not None:
+        start, end = source.span.samples(len(array_NC), source.sampling_rate_hz)
+        array_NC = array_NC[start:end]
     intake = Intake(source.sampling_rate_hz, source.label)
     step = max(1, BLOCK_SAMPLES // array_NC.shape[1])
     for start in range(0, len(array_NC), step):
         intake.add(_to_full_scale(array_NC[start : start + step]))
     return intake.samples()
+
+
+def _check_stated_duration(source: AudioSource, duration_sec: float) -> None:
+    """Refuse audio that is longer than its row says: the row means a part of it, and does not say where it starts."""
+    stated_sec = source.stated_sec
+    if stated_sec is None or duration_sec - stated_sec <= max(STATED_TOLERANCE_SEC, STATED_TOLERANCE * stated_sec):
+        return
+    raise AudioError(
+        f"{source.label} is {duration_sec:,.2f} s long, but its row states a duration of {stated_sec:,.2f} s; expected "
+        'are all words of the audio, or "offset" beside "duration" for a part; correct the row.',
+        "wrong duration",
+    )
 
 
 def _to_full_scale(array_NC: NDArray[np.generic]) -> NDArray[np.floating]:
@@ -375,7 +468,7 @@ def _mean_square(samples: Floats, center: float = 0.0) -> float:
 
 
 def _empty(label: str) -> AudioError:
-    return AudioError(f"{label} is empty; speech is expected; remove the row or mend the file.", "empty audio")
+    return AudioError(f"{label} is empty; speech is expected; remove the row or correct the file.", "empty audio")
 
 
 def _unreadable(label: str, error: OSError | ValueError) -> AudioError:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 
 from vibevoice_finetune.audio.decode import RowError
-from vibevoice_finetune.data.rows import Columns, Row, Selection, check_optional_columns, make_row
+from vibevoice_finetune.data.rows import Columns, Row, Selection, check_optional_columns, make_row, unused_keys
 from vibevoice_finetune.errors import DataError, shown
 
 BATCH_ROWS = 1_000
@@ -25,7 +25,7 @@ LOADING_ERRORS = (
     *(datasets.exceptions.DatasetsError, OSError, RuntimeError, ImportError, ValueError),
     *(TypeError, LookupError, AttributeError),
 )
-"""What `datasets` raises for what a user can mend; the last three for damaged folders of `save_to_disk`."""
+"""What `datasets` raises for what a user can fix; the last three for damaged folders of `save_to_disk`."""
 
 
 def load_split(
@@ -106,7 +106,7 @@ class DatasetRows(Sequence[Row]):
                     f"the right one with {flag}."
                 )
         check_optional_columns(set(found), columns, label)
-        wanted = (columns.text, columns.audio, columns.voice_prompts, columns.speaker)
+        wanted = set(found) - set(unused_keys(found, columns))
         # Arrow's own values: reading an Audio column in any other format would decode it.
         self._table = table.select_columns([column for column in found if column in wanted]).with_format("arrow")
         self._columns = columns

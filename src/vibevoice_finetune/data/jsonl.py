@@ -4,18 +4,26 @@ In comes the name of a file or data set, out goes a sequence of `Row`s, each che
 `BadRows` with file and line. What a row is stands in `data/rows.py`.
 """
 
+import itertools
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vibevoice_finetune.audio.decode import RowError
-from vibevoice_finetune.data.rows import BadRows, Columns, Row, Selection, check_optional_columns, make_row
+from vibevoice_finetune.data.rows import BadRows, Columns, Row, Selection, check_optional_columns, make_row, unused_keys
 from vibevoice_finetune.errors import ArgumentError, DataError, shown
+from vibevoice_finetune.files.names import near_miss
 
 __all__ = ["BadRows", "Columns", "Row", "read_dataset", "read_jsonl", "split_off"]
+
+MAX_LINE_BYTES = 200_000_000
+"""An array of half an hour at 24 kHz, written as text, has so many."""
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = '{"text": "Speaker 0: Hello.", "audio": "clip.wav"}'
 
@@ -43,6 +51,8 @@ def read_jsonl(path: Path, columns: Columns, bad_rows: BadRows) -> list[Row]:
         raise DataError(f"{shown(path)}: the file holds no rows; expected one object a line, like {EXAMPLE}.")
     bad_rows.check(total, before)
     check_optional_columns(keys, columns, shown(path))
+    _notice_unused(keys, columns, shown(path.name), "keys")
+    _notice_shared_audio(rows, shown(path.name))
     return rows
 
 
@@ -86,6 +96,7 @@ def read_dataset(
         else:
             good.append(index)
     bad_rows.check(len(rows), before)
+    _notice_unused(set(table.column_names), columns, label, "columns")
     return rows if len(good) == len(rows) else Selection(rows, np.array(good, dtype=np.int64))
 
 
@@ -110,21 +121,60 @@ def split_off(rows: Sequence[Row], fraction: float, seed: int) -> tuple[Sequence
     return Selection(rows, np.sort(shuffled[size:])), Selection(rows, np.sort(shuffled[:size]))
 
 
+def _notice_unused(found: Iterable[str], columns: Columns, label: str, kind: str) -> None:
+    """Say once which keys nothing reads: a misspelt one would go unnoticed."""
+    unused = unused_keys(found, columns)
+    if unused:
+        listed = ", ".join(shown(key, 60) for key in unused[:20]) + (" …" if len(unused) > 20 else "")
+        logger.warning("%s: these %s are not used: %s", label, kind, listed)
+
+
+def _notice_shared_audio(rows: Sequence[Row], label: str) -> None:
+    """Say where rows have the same whole file and different texts: a part of it is probably meant."""
+    text_of: dict[str, str] = {}
+    shared = 0
+    first = ""
+    for row in rows:
+        if row.audio.path is None or row.audio.span is not None:
+            continue
+        if text_of.setdefault(str(row.audio.path), row.text) != row.text:
+            shared += 1
+            first = first or row.where
+    if shared:
+        logger.warning(
+            "%s: %s rows have the same audio as an earlier row but another text, first %s; if each says a part of it, "
+            'give "start" and "end" in seconds',
+            *(label, f"{shared:,}", first),
+        )
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their numbers from 1."""
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe may never end
+            raise DataError(f"{shown(path)}: is not a file; a JSONL file is expected; name one.")
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if not line:
+                    return
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise DataError(f"{shown(path)}: the file is UTF-16; UTF-8 is expected; save it as UTF-8.")
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{shown(path)}:{number}: the line has more than {MAX_LINE_BYTES:,} bytes; expected is one "
+                        f"object a line, like {EXAMPLE}; keep audio in files."
+                    )
+                if number == 1 and b"\0" in line[:4]:
+                    raise DataError(f"{shown(path)}: the file is not text; expected one object a line, like {EXAMPLE}.")
                 content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if content.strip():
                     yield number, content
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         said = error.strerror if isinstance(error, OSError) else None
-        raise DataError(
-            f"{shown(path)}: the file cannot be read ({said or error}); check --train_jsonl and --validation_jsonl."
-        ) from error
+        similar = near_miss(str(path)) if isinstance(error, FileNotFoundError) else None
+        advice = f'did you mean "{shown(similar)}"?' if similar else "check --train_jsonl and --validation_jsonl."
+        raise DataError(f"{shown(path)}: the file cannot be read ({said or error}); {advice}") from error
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, object]:
@@ -150,6 +200,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, object]:
             return values
         said = f"a {type(values).__name__}, not an object"
     raise RowError(
-        f"{where}: the line is not a JSON object ({said}); expected one object a line, like {EXAMPLE}; mend the line.",
+        f"{where}: the line is not a JSON object ({said}); expected one object a line, like {EXAMPLE}; correct "
+        "the line.",
         "not JSON",
     )

@@ -7,8 +7,9 @@ which ends the run with a message that names file and line, or counts the row by
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, overload
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.decode import RowError
 from vibevoice_finetune.audio.source import AudioSource, parse_audio
+from vibevoice_finetune.audio.span import RATE_KEYS, SPAN_KEYS, SpanError, parse_span, parse_stated_rate
 from vibevoice_finetune.errors import DataError, shown
 
 
@@ -72,7 +74,8 @@ class BadRows:
         if self.policy == "error":
             raise error
         self.counts[reason] += 1
-        self._first.setdefault(reason, str(error))
+        if reason not in self._first:  # the message may be costly
+            self._first[reason] = str(error)
 
     def check(self, total_rows: int, before: int = 0) -> None:
         """Refuse to go on with data that is mostly bad.
@@ -88,7 +91,7 @@ class BadRows:
         if 2 * bad > total_rows:
             examples = "".join(f"\n  {message}" for message in self._first.values())
             raise DataError(
-                f"{bad:,} of {total_rows:,} rows are bad ({self.summary()}); at most half may be left out; mend the "
+                f"{bad:,} of {total_rows:,} rows are bad ({self.summary()}); at most half may be left out; correct the "
                 f"data. The first of each kind:{examples}"
             )
 
@@ -127,7 +130,7 @@ class Selection(Sequence[Row]):
 
 
 def make_row(values: Mapping[str, object], columns: Columns, base_dir: Path | None, where: str) -> Row:
-    """Make a row from its raw values; keys that are in no column are ignored.
+    """Make a row from its raw values. Keys that choose a part of the audio, or state its rate, count; others do not.
 
     Args:
         values: by key.
@@ -141,11 +144,24 @@ def make_row(values: Mapping[str, object], columns: Columns, base_dir: Path | No
     audio = _required(values, columns.audio, "--audio_column_name", where)
     return Row(
         text=_parse_text(_required(values, columns.text, "--text_column_name", where), columns.text, where),
-        audio=parse_audio(audio, base_dir, where),
+        audio=_parse_audio(audio, values, columns, base_dir, where),
         voice_prompts=_parse_prompts(values.get(columns.voice_prompts), columns.voice_prompts, base_dir, where),
         speaker=_parse_speaker(values.get(columns.speaker), columns.speaker, where),
         where=where,
     )
+
+
+@lru_cache(maxsize=8)
+def describing_keys(columns: Columns) -> frozenset[str]:
+    """Keys beside the columns that say something about the audio."""
+    named = {columns.text, columns.audio, columns.voice_prompts, columns.speaker}
+    return frozenset({*SPAN_KEYS, *RATE_KEYS} - named)
+
+
+def unused_keys(found: Iterable[str], columns: Columns) -> list[str]:
+    """Keys of the data that nothing reads, in order."""
+    used = {columns.text, columns.audio, columns.voice_prompts, columns.speaker, *describing_keys(columns)}
+    return sorted(set(found) - used)
 
 
 def check_optional_columns(found: set[str], columns: Columns, label: str) -> None:
@@ -161,12 +177,36 @@ def check_optional_columns(found: set[str], columns: Columns, label: str) -> Non
             )
 
 
+def _parse_audio(
+    audio: object, values: Mapping[str, object], columns: Columns, base_dir: Path | None, where: str
+) -> AudioSource:
+    """The row's audio, with what its other keys say about it."""
+    keys = describing_keys(columns)
+    if keys.isdisjoint(values):
+        return parse_audio(audio, base_dir, where)
+    describing = {key: values[key] for key in keys & values.keys()}
+    try:
+        rate = parse_stated_rate(describing, where)
+        span, stated_sec = parse_span(describing, where)
+    except SpanError as error:
+        raise RowError(str(error), "bad segment") from error
+    source = parse_audio(audio, base_dir, where, rate)
+    if span is None and stated_sec is None:
+        return source
+    if source.span is not None and span is not None and source.span != span:
+        raise RowError(
+            f"{where}: the audio is cut to {source.span}, and the row to {span}; one is expected; correct the row.",
+            "bad segment",
+        )
+    return replace(source, span=span or source.span, stated_sec=stated_sec or source.stated_sec)
+
+
 def _required(values: Mapping[str, object], key: str, flag: str, where: str) -> object:
     value = values.get(key)
     if value is None:
         found = "it is null" if key in values else f"found are {shown(', '.join(values)) or 'none'}"
         raise RowError(
-            f'{where}: "{shown(key)}" is missing ({found}); mend the row or name the right key with {flag}.',
+            f'{where}: "{shown(key)}" is missing ({found}); correct the row or name the right key with {flag}.',
             "missing key",
         )
     return value
@@ -174,11 +214,13 @@ def _required(values: Mapping[str, object], key: str, flag: str, where: str) -> 
 
 def _parse_text(value: object, key: str, where: str) -> str:
     if not isinstance(value, str):
-        raise RowError(f'{where}: "{shown(key)}" is {_kind(value)}; text is expected; mend the row.', "bad text")
+        raise RowError(f'{where}: "{shown(key)}" is {_kind(value)}; text is expected; correct the row.', "bad text")
     if not value.strip():
-        raise RowError(f'{where}: "{shown(key)}" is empty; expected what the audio says; mend the row.', "bad text")
+        raise RowError(f'{where}: "{shown(key)}" is empty; expected what the audio says; correct the row.', "bad text")
     if re.search("[\ud800-\udfff]", value):
-        raise RowError(f'{where}: "{shown(key)}" holds half a character (a lone surrogate); mend the row.', "bad text")
+        raise RowError(
+            f'{where}: "{shown(key)}" holds half a character (a lone surrogate); correct the row.', "bad text"
+        )
     return value
 
 
@@ -186,10 +228,11 @@ def _parse_speaker(value: object, key: str, where: str) -> str | None:
     """A name, or a number as class labels are."""
     if value is None or isinstance(value, str):
         return value.strip() or None if value else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
+        return str(int(value))  # a column of whole numbers with gaps comes as 7.0
     raise RowError(
-        f'{where}: "{shown(key)}" is {_kind(value)}; a name or a whole number is expected; mend the row.', "bad speaker"
+        f'{where}: "{shown(key)}" is {_kind(value)}; a name or a whole number is expected; correct the row.',
+        "bad speaker",
     )
 
 

@@ -96,12 +96,12 @@ class DigestCache:
         name = str(path.absolute())
         before = _stamp(path)
         if before is not None and name in self._known and self._known[name][0] == before:
-            return self._known[name][1]
-        digest = source.digest()
+            return source.part_of(self._known[name][1])
+        digest = source.content_digest()
         settled = before is not None and time.time_ns() - before.modified_ns > SETTLED_NS
         if before is not None and settled and _stamp(path) == before:
             self._known[name] = self._new[name] = (before, digest)
-        return digest
+        return source.part_of(digest)
 
     def _read(self, path: Path) -> None:
         try:

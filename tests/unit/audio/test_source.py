@@ -25,6 +25,7 @@ from vibevoice_finetune.audio.source import (
     write_audio,
 )
 from vibevoice_finetune.errors import ArgumentError, DataError
+from vibevoice_finetune.files.atomic import WriteError
 
 WHERE = "train.jsonl:17"
 GOLDEN = Path(__file__).parents[2] / "golden" / "tied" / "expected.safetensors"
@@ -246,8 +247,10 @@ class TestRefusals:
             ({}, "wrong type", "nothing in it"),
             ({"bytes": None, "path": None}, "wrong type", "bytes, path"),
             ({"bytes": 5, "path": "a.wav"}, "wrong type", "bytes, path"),
-            (["a", "b"], "wrong type", "array of <U1"),
-            ([[0.1, 0.2], [0.3]], "wrong type", "no array of numbers"),
+            (["a.wav"], "wrong type", "audio is a list of text; expected one path"),
+            ([["a.wav"]], "wrong type", "audio is a list of text"),
+            ([None], "wrong type", "audio is a list of null"),
+            ([[0.1, 0.2], [0.3]], "wrong type", "not an array of numbers"),
             ([1, 2, 3], "wrong type", "array of int64"),
             ([10**400, 1], "wrong type", "array of object"),
             (np.ones(100, bool), "wrong type", "array of bool"),
@@ -505,9 +508,154 @@ class TestWriting:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_place_that_cannot_be_written_to(self, tmp_path: Path) -> None:
-        with pytest.raises(ArgumentError, match="cannot be written"):
-            write_audio(tmp_path / "no such folder" / "a.wav", sine(24_000), 24_000)
         (tmp_path / "a.wav").mkdir()  # what stands there cannot be replaced
-        with pytest.raises(ArgumentError, match="cannot be written"):
+        with pytest.raises(WriteError, match=r"a\.wav"):
             write_audio(tmp_path / "a.wav", sine(24_000), 24_000)
         assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+class TestParts:
+    """A row that means a part of its recording: 1.5 s, one tone for each half second."""
+
+    RATE = 16_000
+    TONES = np.concatenate([sine(16_000, 0.5, frequency) for frequency in (300, 600, 900)])
+
+    def of(self, value: object, **keys: float) -> NDArray[np.float32]:
+        return load({"bytes": value, **keys} if isinstance(value, bytes) else {"array": value, **keys})
+
+    @pytest.mark.parametrize(
+        ("keys", "start_sec", "end_sec"),
+        [
+            ({"offset": 0.5, "duration": 0.5}, 0.5, 1.0),
+            ({"start": 0.5, "end": 1.0}, 0.5, 1.0),
+            ({"start_time": 0.25, "end_time": 0.75, "duration": 0.5}, 0.25, 0.75),
+            ({"begin": 1.0}, 1.0, 1.5),
+            ({"end": 0.5}, 0.0, 0.5),
+            ({"start": 0}, 0.0, 1.5),
+            ({"offset": 1.0, "duration": 0.55}, 1.0, 1.5),  # manifests round
+            ({"start": None, "end": None}, 0.0, 1.5),
+        ],
+    )
+    def test_the_part_and_nothing_else_in_every_format(
+        self, keys: dict[str, float], start_sec: float, end_sec: float
+    ) -> None:
+        expected = self.TONES[round(start_sec * self.RATE) : round(end_sec * self.RATE)]
+        whole = load_audio(parse_audio({"array": expected, "sampling_rate": self.RATE}, None, WHERE))
+        for form, subtype, tolerance in [
+            ("WAV", "FLOAT", 1e-6),
+            ("FLAC", "PCM_16", 1e-4),
+            ("AIFF", "PCM_24", 1e-5),
+            ("OGG", "VORBIS", 0.1),
+        ]:
+            part = self.of(encoded(self.TONES, self.RATE, form, subtype), **keys)
+            np.testing.assert_allclose(part, whole, rtol=0, atol=tolerance, err_msg=form)
+        np.testing.assert_array_equal(self.of(self.TONES, sampling_rate=self.RATE, **keys), whole)
+
+    @pytest.mark.parametrize("keys", [{"start": 2.0}, {"start": 1.0, "end": 3.0}, {"offset": 1_000, "duration": 500}])
+    def test_a_part_outside_of_the_audio_is_refused(self, keys: dict[str, float]) -> None:
+        for form in ("WAV", "MP3"):
+            data = {"bytes": encoded(self.TONES, self.RATE, form, "PCM_16" if form == "WAV" else "MPEG_LAYER_III")}
+            assert "1.5" in (message := str(refusal({**data, **keys})))
+            assert "seconds within the audio" in message
+        assert "seconds within the audio" in str(refusal({"array": self.TONES, "sampling_rate": self.RATE, **keys}))
+
+    @pytest.mark.parametrize(
+        ("keys", "says"),
+        [
+            ({"start": "0:30"}, "a number of seconds is expected"),
+            ({"start": -1}, "a number of seconds is expected"),
+            ({"start": True}, "a number of seconds is expected"),
+            ({"start": float("nan")}, "a number of seconds is expected"),
+            ({"start": 1, "end": 1}, "starts at 1 s"),
+            ({"start": 1, "end": 2, "duration": 3}, "do not agree"),
+            ({"start": 1, "offset": 2}, '"start" is 1 and "offset" 2'),
+        ],
+    )
+    def test_keys_that_make_no_sense_are_refused(self, keys: dict[str, float], says: str) -> None:
+        assert says in str(refusal({"bytes": encoded(self.TONES), **keys}))
+
+    def test_a_duration_alone_states_how_long_the_audio_is(self) -> None:
+        data = encoded(self.TONES, self.RATE)
+        assert len(self.of(data, duration=1.45)) == len(self.of(data)) == 36_000
+        assert "states a duration of 0.50 s" in str(refusal({"bytes": data, "duration": 0.5}))
+
+    def test_each_part_has_a_digest_of_its_own_and_the_whole_keeps_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "a.wav").write_bytes(encoded(self.TONES))
+        sources = [
+            parse_audio({"path": "a.wav", **keys}, tmp_path, WHERE)
+            for keys in ({}, {"start": 0.5}, {"end": 0.5}, {"start": 0.5, "end": 0.9}, {"duration": 1.0})
+        ]
+        digests = [source.digest() for source in sources]
+        assert len(set(digests)) == 4
+        assert digests[0] == digests[4] == sources[1].content_digest()
+        assert {len(digest) for digest in digests} == {64}
+        assert pickle.loads(pickle.dumps(sources[3])).digest() == digests[3]
+
+    def test_a_part_of_a_long_recording_costs_no_more_than_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = encoded(sine(8_000, 60), 8_000)
+        monkeypatch.setattr(decode, "MAX_DURATION_SEC", 30)
+        assert len(load({"bytes": data, "start": 40, "end": 41})) == 24_000
+        assert "more than any model" in str(refusal({"bytes": data}))
+
+
+def test_channels_that_cancel_each_other_are_refused() -> None:
+    left = sine(24_000)
+    assert "channels cancel each other" in str(refusal(encoded(np.stack([left, -left], axis=1))))
+    assert "channels cancel each other" in str(refusal({"array": np.stack([left, -left]), "sampling_rate": 24_000}))
+    np.testing.assert_allclose(load(np.stack([left, -0.5 * left])), left / 4, atol=1e-7)  # faint, but there
+
+
+class TestSizes:
+    """WAV and AIFF whose header states less than they hold."""
+
+    TONE = sine(24_000, 2.0)
+
+    @staticmethod
+    def with_size(data: bytes, size: int, chunk: bytes = b"data") -> bytes:
+        place = data.index(chunk) + 4
+        return data[:place] + size.to_bytes(4, "big" if chunk == b"SSND" else "little") + data[place + 4 :]
+
+    @pytest.mark.parametrize("size", [0, 2, 24_000, 48_001])
+    def test_what_the_header_leaves_out_is_not_dropped_in_silence(self, size: int) -> None:
+        message = str(refusal(self.with_size(encoded(self.TONE), size)))
+        assert "more lie behind it" in message
+        assert "ffmpeg -ignore_length 1" in message
+
+    def test_aiff(self) -> None:
+        data = encoded(self.TONE, form="AIFF")
+        assert len(load(data)) == 48_000
+        assert "more lie behind it" in str(refusal(self.with_size(data, 24_008, b"SSND")))
+
+    @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF])
+    def test_a_length_that_means_until_the_end(self, size: int) -> None:
+        np.testing.assert_allclose(load(self.with_size(encoded(self.TONE), size)), self.TONE, atol=1e-4)
+
+    def test_a_second_recording_behind_the_first_is_not_dropped(self) -> None:
+        assert "more lie behind it" in str(refusal(encoded(self.TONE) + encoded(self.TONE)))
+
+    @pytest.mark.parametrize(
+        "tail",
+        [
+            b"LIST" + (400_000).to_bytes(4, "little") + bytes(range(256)) * 1_563,
+            b"TAG" + b"x" * 125,
+            b"ID3\x03" + b"x" * 100_000,
+            bytes(100_000),
+            b"xy",
+        ],
+    )
+    def test_tags_chunks_and_zeros_behind_the_audio_are_harmless(self, tail: bytes) -> None:
+        np.testing.assert_allclose(load(encoded(self.TONE) + tail), self.TONE, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("form", "subtype"),
+        [
+            ("WAV", "ULAW"),
+            ("WAV", "PCM_24"),
+            ("WAV", "DOUBLE"),
+            ("WAVEX", "PCM_16"),
+            ("RF64", "PCM_16"),
+            ("AIFF", "PCM_24"),
+        ],
+    )
+    def test_truthful_headers_of_every_kind(self, form: str, subtype: str) -> None:
+        assert len(load(encoded(self.TONE, form=form, subtype=subtype))) == 48_000

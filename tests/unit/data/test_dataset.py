@@ -1,17 +1,20 @@
 """Which voice prompt a row gets, and which rows are refused."""
 
+import os
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
 from vibevoice_finetune.audio.source import parse_audio
+from vibevoice_finetune.audio.span import Span
 from vibevoice_finetune.data.jsonl import BadRows, Row
 from vibevoice_finetune.data.prompt import SYSTEM_PIECE, SpecialTokens
 from vibevoice_finetune.data.voice_prompts import PromptSource, make_requests, plan_rows
 from vibevoice_finetune.errors import DataError
-from vibevoice_finetune.latents.store import Latents, LatentStore
+from vibevoice_finetune.latents.store import Latents, LatentStore, Segment
 
 SPECIAL = SpecialTokens(speech_start=90, speech_end=91, frame=92, end_of_text=93)
 
@@ -181,3 +184,16 @@ def test_bad_scripts_are_counted_and_left_out(clip):
         requests(rows)
     with pytest.raises(DataError, match="f:2: 2 voice prompts for 1 speaker"):
         requests(rows[1:])
+
+
+def test_parts_of_one_file_are_entries_of_their_own_also_in_the_next_run(clip, tmp_path):
+    whole = clip("a", 2.0)
+    os.utime(whole.path, (1_000_000_000, 1_000_000_000))  # long ago, so that its digest is remembered
+    sources = [whole, *(replace(whole, span=Span(start, start + 1)) for start in (0.0, 1.0))]
+    keys = []
+    for _ in range(2):
+        store = LatentStore(tmp_path / "store", "encoder", 2, 3)
+        keys.append([store.key(Segment(source, normalize=True, cut=None, semantic=True)) for source in sources])
+        store.digests.save()
+    assert len(set(keys[0])) == 3
+    assert keys[0] == keys[1]

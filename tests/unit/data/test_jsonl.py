@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vibevoice_finetune.audio.source import load_audio
-from vibevoice_finetune.data import hf_datasets
+from vibevoice_finetune.data import hf_datasets, jsonl
 from vibevoice_finetune.data.hf_datasets import cells
 from vibevoice_finetune.data.jsonl import BadRows, Columns, Row, read_dataset, read_jsonl, split_off
 from vibevoice_finetune.data.rows import make_row
@@ -202,8 +203,80 @@ class TestJsonl:
 
     @pytest.mark.parametrize("name", ["not here.jsonl", ".", "a\0b"])
     def test_files_that_cannot_be_read(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(DataError, match="the file cannot be read"):
+        with pytest.raises(DataError, match=r"the file cannot be read|is not a file"):
             read_jsonl(tmp_path / name, Columns(), BadRows("skip"))
+
+    @pytest.mark.parametrize("kind", ["device", "pipe", "sparse", "nested", "long"])
+    def test_files_without_an_end_are_refused_at_once(
+        self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "train.jsonl"
+        if kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "sparse":
+            with path.open("wb") as file:
+                file.truncate(50 << 30)
+        elif kind == "nested":
+            path.write_text("[" * 100_000)
+        else:
+            monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1_000)
+            path.write_text("x" * 2_000)
+        with pytest.raises(DataError, match=r"train\.jsonl") as caught:
+            read_jsonl(path, Columns(), BadRows("error"))
+        assert "\n" not in str(caught.value)
+
+    def test_a_name_that_is_nearly_right_is_proposed(self, folder: Path) -> None:
+        for audio in ("clips/A.wav", "clips/a.wav ", "clips\\a.wav", f"file://{folder}/clips/a.wav"):
+            with pytest.raises(DataError, match=r'train\.jsonl:1: .* does not exist; did you mean ".*/clips/a\.wav"'):
+                read(folder, good(audio=audio))
+        write(folder, good())
+        with pytest.raises(DataError, match=r'did you mean ".*/train\.jsonl"'):
+            read_jsonl(folder / "Train.JSONL", Columns(), BadRows("error"))
+
+    def test_parts_of_a_recording(self, folder: Path) -> None:
+        rows = read(
+            folder,
+            good(audio="clips/b.wav", offset=0.0, duration=0.1),
+            good(audio="clips/b.wav", offset=0.1, duration=0.1),
+            good(audio={"path": "clips/b.wav", "start": 0.2}),
+            good(audio="clips/a.wav", voice_prompts=[{"path": "clips/b.wav", "end": 0.3}], start=0.1),
+        )
+        np.testing.assert_array_equal(load_audio(rows[0].audio), OTHER[:2_400])
+        np.testing.assert_array_equal(load_audio(rows[1].audio), OTHER[2_400:4_800])
+        np.testing.assert_array_equal(load_audio(rows[2].audio), OTHER[4_800:])
+        np.testing.assert_array_equal(load_audio(rows[3].audio), TONE[2_400:])
+        assert rows[3].voice_prompts is not None
+        np.testing.assert_array_equal(load_audio(rows[3].voice_prompts[0]), OTHER[:7_200])
+
+    def test_a_part_that_makes_no_sense_names_the_row(self, folder: Path) -> None:
+        with pytest.raises(DataError, match=r'^train\.jsonl:1: "start" is \'0:30\'; a number of seconds'):
+            read(folder, good(start="0:30"))
+        with pytest.raises(DataError, match=r"^train\.jsonl:1: the audio is cut to .* and the row to"):
+            read(folder, good(audio={"path": "clips/a.wav", "start": 0.1}, start=0.2))
+
+    @pytest.mark.parametrize("key", ["sampling_rate", "sample_rate", "sr"])
+    def test_a_rate_beside_an_array_counts(self, folder: Path, key: str) -> None:
+        [row] = read(folder, good(audio=[0.1, -0.1] * 4_000, **{key: 8_000}))
+        assert len(load_audio(row.audio)) == 24_000
+        with pytest.raises(DataError, match="one is expected"):
+            read(folder, good(audio={"array": [0.1, 0.2], "sampling_rate": 16_000}, **{key: 8_000}))
+        with pytest.raises(DataError, match="a whole number of hertz"):
+            read(folder, good(audio=[0.1, -0.1], **{key: "fast"}))
+
+    def test_unused_keys_and_shared_audio_are_said_once(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        read(folder, good(lang="en", id=1, duration=0.2), good(text="Speaker 0: Bye.", id=2), good(id=3))
+        assert [record.getMessage() for record in caplog.records] == [
+            "train.jsonl: these keys are not used: id, lang",
+            "train.jsonl: 1 rows have the same audio as an earlier row but another text, first train.jsonl:2; "
+             'if each says a part of it, give "start" and "end" in seconds',
+        ]
+
+    def test_a_speaker_may_be_a_whole_number_with_a_point(self, folder: Path) -> None:
+        assert [row.speaker for row in read(folder, good(speaker=7.0), good(speaker=7))] == ["7", "7"]
+        with pytest.raises(DataError, match="a name or a whole number"):
+            read(folder, good(speaker=7.5))
 
     def test_a_column_that_was_named_must_be_there(self, folder: Path) -> None:
         with pytest.raises(DataError, match=r'no row has a column "ref".* audio, text; .*--voice_prompts_column_name'):
