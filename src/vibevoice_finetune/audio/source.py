@@ -99,7 +99,7 @@ class _ArrayLike(Protocol):
     def __array__(self) -> NDArray[np.generic]: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)  # there may be millions
 class AudioSource:
     """Where one piece of audio comes from; nothing is decoded yet. Exactly one of path, data and array is set.
 

@@ -177,18 +177,28 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{shown(path)}: the file cannot be read ({said or error}); {advice}") from error
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, object]:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if repeated:
-            raise RowError(
-                f'{where}: the key "{shown(repeated[0])}" stands there twice; once is expected; remove one.',
-                "duplicate key",
-            )
-        return dict(pairs)
+class _RepeatedKeyError(Exception):
+    """A key stands twice in one object; its argument is the key."""
 
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise _RepeatedKeyError(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # one for all: `json.loads` makes one for each line
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, object]:
     try:
-        values = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=unique)
+        values = _DECODER.decode(line.decode("utf-8").rstrip())
+    except _RepeatedKeyError as error:
+        raise RowError(
+            f'{where}: the key "{shown(error.args[0])}" stands there twice; once is expected; remove one.',
+            "duplicate key",
+        ) from error
     except json.JSONDecodeError as error:
         said = f"{error.msg}, column {error.colno}"
     except UnicodeDecodeError as error:

@@ -32,7 +32,7 @@ class Columns:
     speaker: str = "speaker"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)  # there may be millions
 class Row:
     """One row of training data.
 

@@ -72,7 +72,7 @@ _ESCAPED_BREAK = re.compile(r"\\+(?:r\\+)?n")
 _PATH = re.compile(r"[\"'(\[“‘]*(?:[A-Za-z]:[\\/]|\\\\\w|\.{1,2}\\|~|%\w)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What one speaker says before the next: the speaker's number (0, 1, … after renumbering) and the words."""
 

@@ -37,7 +37,7 @@ class PromptSource(StrEnum):
     NONE = "none (several speakers, or no second clip)"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)  # there may be millions
 class RowRequest:
     """A row whose script has been read, with the audio that it needs encoded.
 
@@ -64,7 +64,7 @@ class RowRequest:
         return (self.target, *self.prompts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedRow:
     """A row ready for training: what is said and where its latents lie.
 
