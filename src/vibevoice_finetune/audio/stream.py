@@ -12,8 +12,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from vibevoice_finetune.audio.decode import MAX_RATE_HZ, MIN_RATE_HZ, SAMPLING_RATE_HZ, AudioError, shown
-from vibevoice_finetune.errors import UserError, require
+from vibevoice_finetune.audio.decode import MAX_RATE_HZ, MIN_RATE_HZ, SAMPLING_RATE_HZ, AudioError
+from vibevoice_finetune.errors import UserError, require, shown
 
 Floats = NDArray[np.float32]
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vibevoice_finetune.adapters.apply import AppliedSummary, load_adapter
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.hub import Wanted, locate
@@ -37,7 +36,7 @@ from vibevoice_finetune.base_model.load import (
 )
 from vibevoice_finetune.base_model.original_config import NUM_TRAIN_TIMESTEPS
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.errors import ArgumentError, UserError, is_out_of_memory, require
+from vibevoice_finetune.errors import ArgumentError, UserError, is_out_of_memory, require, shown
 from vibevoice_finetune.generation.loop import Prompt, Spoken, speak
 from vibevoice_finetune.generation.prompts import SpeechModel, make_prompt
 from vibevoice_finetune.generation.scripts import Script

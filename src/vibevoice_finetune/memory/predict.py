@@ -21,10 +21,10 @@ from vibevoice_finetune.base_model.load import Checkpoint, open_checkpoint
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
 from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer
-from vibevoice_finetune.data.rows import BadRows
-from vibevoice_finetune.data.splits import read_training_rows
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
+from vibevoice_finetune.data.rows import BadRows
 from vibevoice_finetune.data.script import parse_script
+from vibevoice_finetune.data.splits import read_training_rows
 from vibevoice_finetune.data.voice_prompts import PlannedRow, make_requests, plan_rows
 from vibevoice_finetune.latents.store import LatentStore, Segment
 from vibevoice_finetune.memory.count import MicroBatch, measure

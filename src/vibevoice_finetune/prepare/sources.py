@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.errors import DataError, shown
 from vibevoice_finetune.prepare.recordings import Ignored, Recording, Source
 from vibevoice_finetune.prepare.timed_text import TIMED_SUFFIXES, read_timed_text
 

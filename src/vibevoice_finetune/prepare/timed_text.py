@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import DataError, require
+from vibevoice_finetune.errors import DataError, require, shown
 from vibevoice_finetune.prepare.recordings import Passage
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
