@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "vibevoice_finetune"
 ROOMS = (
     "__init__",
     "errors",
+    "console",
     "files",
     "flags",
     "arguments",

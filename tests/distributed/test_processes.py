@@ -171,7 +171,9 @@ def test_a_full_disk_of_the_first_process_ends_all(tmp_path):
     words = train_words(jsonl, tmp_path / "out", "--max_steps", 1000, *saving)
     done = finish(python("tests.distributed.failing", "save", *words, processes=2))
     assert done.returncode != 0
-    assert "checkpoint-2: cannot be saved (No space left on device); earlier checkpoints are intact" in done.stderr
+    assert (
+        "checkpoint-2: cannot be written (No space left on device); earlier run checkpoints are intact" in done.stderr
+    )
     assert [folder.name for folder in complete_checkpoints(tmp_path / "out")] == ["checkpoint-1"]
 
 

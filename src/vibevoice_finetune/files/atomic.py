@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,12 @@ STAGING_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
 NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EPERM, errno.EACCES)
 """What file systems answer that cannot flush a folder or change a file's mode; neither is worth a failed run."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system answers that only a write can have met."""
+
+ABANDONED_SEC = 24 * 3600
+"""A staging that nobody has touched for so long is a dead process's, though its number or machine may say otherwise:
+containers start with the same process numbers again, or under another host name."""
 
 SAFETENSORS_WRITER = "while serializing"
 TORCH_WRITER = ("inline_container", "basic_ios::clear")
@@ -34,6 +41,10 @@ TORCH_WRITER = ("inline_container", "basic_ios::clear")
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # linux/fcntl.h
+
+_STAGING_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{12}\.(partial|replaced)", re.DOTALL)
+_OWN: set[str] = set()
+"""Names of stagings that this process has given out; in a container, a dead one may have had the same number."""
 
 
 class WriteError(UserError):
@@ -123,6 +134,28 @@ def settle(folder: Path) -> None:
                 return
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes that are no longer alive left half written or half deleted directly inside a folder.
+
+    For a folder that is written to by one process at a time; a lock sees to that.
+    """
+    for name in {match["name"] for entry in _entries(folder) if (match := _STAGING_NAME.fullmatch(entry))}:
+        settle(folder / name)
+        _remove_leftovers(folder / name)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, which is made, with its folder, if it is not there.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with explaining_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder so that at no moment a part of it looks like the whole."""
     doomed = _staging(folder)
@@ -156,10 +189,15 @@ def check_writable(folder: Path, flag: str) -> None:
 
 
 @contextmanager
-def explaining_write_errors(path: Path, advice: str = "") -> Iterator[None]:
+def explaining_write_errors(path: Path, advice: str = "", *, reads: bool = False) -> Iterator[None]:
     """Say in one line what the system, safetensors and torch each say in their own way when they cannot write.
 
     Errors about other files than `path` and its surroundings pass unchanged.
+
+    Args:
+        path: what is written.
+        advice: what to do about it; default: free some space or choose another place.
+        reads: whether files are read within the context, too; then only errors that no reading has are explained.
 
     Raises:
         WriteError: something within the context could not be written.
@@ -167,6 +205,8 @@ def explaining_write_errors(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if reads and error.errno not in NO_ROOM:
+            raise
         if isinstance(error.filename, str) and not _concerns(Path(error.filename).absolute(), path.absolute()):
             raise
         raise _write_error(path, error.strerror or str(error), advice) from error
@@ -183,6 +223,7 @@ def explaining_write_errors(path: Path, advice: str = "") -> Iterator[None]:
 def _staging(path: Path) -> Path:
     """A name beside `path` that no other writer uses, and that says which process is writing."""
     name = f".{path.name[:80]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:12]}{STAGING_SUFFIX}"
+    _OWN.add(name)
     return path.with_name(name)
 
 
@@ -193,12 +234,12 @@ def _host() -> str:
 def _beside(path: Path, suffix: str) -> list[Path]:
     """What this module left beside `path` under such a suffix."""
     start = f".{path.name[:80]}."
+    return [path.parent / name for name in _entries(path.parent) if name.startswith(start) and name.endswith(suffix)]
+
+
+def _entries(folder: Path) -> list[str]:
     with suppress(OSError):
-        return [
-            path.parent / entry.name
-            for entry in os.scandir(path.parent)
-            if entry.name.startswith(start) and entry.name.endswith(suffix)
-        ]
+        return [entry.name for entry in folder.iterdir()]
     return []
 
 
@@ -214,9 +255,18 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _is_in_use(staging: Path) -> bool:
-    """Whether the process that a staging name belongs to may be alive; of another machine's nothing is known."""
-    match = re.search(r"\.(\w+)-(\d+)-[0-9a-f]{12}\.\w+$", staging.name)
-    return match is None or match[1] != _host() or is_alive(int(match[2]))
+    """Whether the process that a staging belongs to may be alive; of another machine's nothing is known."""
+    match = _STAGING_NAME.fullmatch(staging.name)
+    if match is None:
+        return True
+    if match["host"] == _host() and int(match["pid"]) == os.getpid():
+        return staging.with_suffix(STAGING_SUFFIX).name in _OWN
+    if match["host"] == _host() and not is_alive(int(match["pid"])):
+        return False
+    try:
+        return time.time() - staging.lstat().st_mtime < ABANDONED_SEC
+    except FileNotFoundError:
+        return True  # its owner has just finished
 
 
 def is_alive(pid: int) -> bool:

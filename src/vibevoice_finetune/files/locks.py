@@ -31,23 +31,25 @@ class InUseError(UserError):
 
 
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str, *, inside: bool = False) -> Iterator[None]:
     """Keep other processes from writing to a folder while this one does; a lock ends with its process.
 
-    The lock is a file beside the folder, `.NAME.lock`, held through the system's record locks: no lock outlives a
-    process that was killed. On Windows, and on file systems without locks, the file alone tells who is there: it
-    counts as long as its process lives on this machine.
+    The lock is a file beside the folder, `.NAME.lock`, or in it, `.lock`, held through the system's record locks: no
+    lock outlives a process that was killed. On Windows, and on file systems without locks, the file alone tells who is
+    there: it counts as long as its process lives on this machine.
 
     Args:
         folder: need not exist; its parent is made.
         doing: what this process does, for the message another one gets, such as "train".
+        inside: put the lock into the folder, which is made: for one that is added to rather than replaced, and that may
+            be a mounted volume, beside which nobody can write.
 
     Raises:
         InUseError: another process is writing there; the message names it.
-        WriteError: the parent cannot be written to.
+        WriteError: the lock cannot be written.
     """
     place = folder.resolve()  # another name of the same folder means the same lock
-    path = place.with_name(f".{place.name[:80]}{LOCK_SUFFIX}")
+    path = place / LOCK_SUFFIX if inside else place.with_name(f".{place.name[:80]}{LOCK_SUFFIX}")
     with explaining_write_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(path, folder)
@@ -75,7 +77,9 @@ def _acquire(path: Path, folder: Path) -> Any:
         except BlockingIOError:
             file.close()
             raise _in_use(folder, *said) from None
-        if not locked and said[0] and said[1] == socket.gethostname() and is_alive(said[0]):
+        # This process's own number was a dead one's, as happens in containers: what it holds is in `_HELD`.
+        is_other = said[0] not in (0, os.getpid()) and said[1] == socket.gethostname()
+        if not locked and is_other and is_alive(said[0]):
             file.close()
             raise _in_use(folder, *said)
         try:

@@ -1,25 +1,22 @@
-"""Watches every optimizer step: numbers gone bad, sudden jumps of the loss, and signals that ask to stop.
+"""Watches every optimizer step for numbers gone bad and for sudden jumps of the loss.
 
 A step whose loss or gradient is not finite is skipped and its rows are named; after a few in a row the run stops. A
-loss far above the running average is written to `spikes.jsonl` with its rows. SIGTERM and SIGINT let the step finish;
-the trainer then saves and ends. All this looks at numbers on the host once an optimizer step, not once a micro-batch.
+loss far above the running average is written to `spikes.jsonl` with its rows. Numbers are looked at on the host once
+per optimizer step, not once per micro-batch.
 """
 
 import json
 import math
-import os
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
-from types import FrameType
 
 from torch import Tensor, nn
 
 from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.files.atomic import append_line
 from vibevoice_finetune.objective.sharding import own_part
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints, step_of
 
 SPIKES_FILE = "spikes.jsonl"
 SPIKE_FACTOR = 6.0
@@ -29,7 +26,7 @@ SPIKE_WARM_UP = 50
 
 
 @dataclass
-class MicroBatch:
+class RowLosses:
     """What is kept of a micro-batch until its optimizer step is known to be good."""
 
     rows: list[str]
@@ -37,8 +34,8 @@ class MicroBatch:
 
 
 @dataclass
-class Guard:
-    """The state of the watch.
+class BadSteps:
+    """What was seen of the steps so far.
 
     Attributes:
         folder: the run's output folder.
@@ -48,15 +45,17 @@ class Guard:
         average: running average of the loss.
         variance: running average of its squared distance from the average.
         num_good: good steps seen.
+        good_until: optimizer steps before the last good one, so the newest step whose weights gave finite numbers.
     """
 
     folder: Path
     max_bad_steps: int
-    micro_batches: list[MicroBatch] = field(default_factory=list)
+    micro_batches: list[RowLosses] = field(default_factory=list)
     bad_in_a_row: int = 0
     average: float = 0.0
     variance: float = 0.0
     num_good: int = 0
+    good_until: int = 0
 
     def skip(self, step: int, parameters: Mapping[str, nn.Parameter]) -> str:
         """Take note of a step whose gradient is not finite, and drop the gradients so that nothing moves.
@@ -79,21 +78,31 @@ class Guard:
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= self.max_bad_steps:
             raise UserError(
-                f"{line}. {self.bad_in_a_row} steps in a row were not finite, so the run stops; its checkpoints are "
-                "good. Lower --learning_rate, use --gradient_clipping or look at the rows; then go on with "
-                "--resume_from_checkpoint True."
+                f"{line}. {self.bad_in_a_row} steps in a row were not finite, so the run stops. {self.way_out()}"
             )
         return line
+
+    def way_out(self) -> str:
+        """From which run checkpoint to go on, and how: later ones hold the weights whose numbers were not finite."""
+        found = [(step_of(folder) or 0, folder) for folder in complete_checkpoints(self.folder)]
+        good = [folder for step, folder in found if step <= self.good_until]
+        change = "lower --learning_rate, use --gradient_clipping or look at the rows"
+        if good:
+            return (
+                f"The newest run checkpoint whose weights gave finite numbers is {good[-1].name}: {change}, then go on "
+                f"with --allow_changed_run True --resume_from_checkpoint {good[-1]}."
+            )
+        return f"No run checkpoint has weights that gave finite numbers: {change}, then start again in another folder."
 
     def accept(self, step: int, loss: float) -> None:
         """Take note of a good step; one far above the average is written to `spikes.jsonl`."""
         self.bad_in_a_row = 0
+        self.good_until = step
         deviation = math.sqrt(self.variance)
         if self.num_good >= SPIKE_WARM_UP and loss > self.average + SPIKE_FACTOR * deviation:
             rows = [row for micro_batch in self.micro_batches for row in micro_batch.rows]
             spike = {"step": step + 1, "loss": loss, "average": self.average, "deviation": deviation, "rows": rows}
-            with (self.folder / SPIKES_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(spike) + "\n")
+            append_line(self.folder / SPIKES_FILE, json.dumps(spike))
         memory = min(SPIKE_MEMORY, self.num_good / (self.num_good + 1))
         distance = loss - self.average
         self.average += (1 - memory) * distance
@@ -116,54 +125,9 @@ class Guard:
 
     def state_dict(self) -> dict[str, float | int]:
         """What a checkpoint keeps, so that a resumed run sees the same spikes."""
-        names = ("bad_in_a_row", "average", "variance", "num_good")
+        names = ("bad_in_a_row", "average", "variance", "num_good", "good_until")
         return {name: vars(self)[name] for name in names}
 
     def load_state_dict(self, state: Mapping[str, float | int]) -> None:
         """Take over what `state_dict` gave."""
         vars(self).update(state)
-
-
-def heed_parent_alone(_worker: int) -> None:
-    """Let a data-loader worker go on when SIGTERM or SIGINT comes, so that the step can be finished.
-
-    Service managers, and a terminal's Ctrl-C, send them to every process of a group. Left to PyTorch, a worker would
-    die of it and take the run with it. SIGTERM of its parent still ends it. For `DataLoader(worker_init_fn=…)`.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    parent = os.getppid()
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    Thread(target=wait, daemon=True).start()
-
-
-class StopRequest:
-    """Whether SIGTERM or SIGINT has asked the run to stop after the current step."""
-
-    def __init__(self) -> None:
-        self.signal_name: str | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the two signals; after the first one, a second one acts as it did before."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        def note(number: int, _frame: FrameType | None) -> None:
-            self.signal_name = signal.Signals(number).name
-            restore()
-
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            restore()

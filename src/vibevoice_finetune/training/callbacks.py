@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vibevoice_finetune.training.bad_steps import Guard
+from vibevoice_finetune.files.atomic import append_line, write_file
+from vibevoice_finetune.training.bad_steps import BadSteps
 from vibevoice_finetune.training.ema import Ema
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,16 +29,14 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 log = json.loads(line)
                 if 0 < log["step"] <= state.global_step and SUMMARY_KEY not in log:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a kill
-        beside = self.path.with_suffix(".new")
-        beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_file(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(
         self,
@@ -49,8 +48,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            append_line(self.path, json.dumps({"step": state.global_step, **logs}))
 
 
 class LossProgress(ProgressCallback):
@@ -80,15 +78,15 @@ class LossProgress(ProgressCallback):
 class EmaCallback(TrainerCallback):
     """Updates the moving average after every optimizer step that was not skipped."""
 
-    def __init__(self, ema: Ema, guard: Guard) -> None:
+    def __init__(self, ema: Ema, bad_steps: BadSteps) -> None:
         self.ema = ema
-        self.guard = guard
+        self.bad_steps = bad_steps
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Move the average."""
-        if not self.guard.bad_in_a_row:
+        if not self.bad_steps.bad_in_a_row:
             self.ema.update()
 
 

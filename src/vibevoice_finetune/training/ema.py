@@ -62,9 +62,14 @@ class Ema:
         """The average by parameter name, and the number of updates."""
         return {**self.average, NUM_UPDATES: torch.tensor(self.num_updates)}
 
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Raise ValueError if the average is of other parameters."""
+        shapes = {name: value.shape for name, value in state.items() if name != NUM_UPDATES}
+        if NUM_UPDATES not in state or shapes != {name: value.shape for name, value in self.average.items()}:
+            raise ValueError("it is the average of other tensors")
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; the names must be the same."""
-        assert set(state) == {*self.average, NUM_UPDATES}, "an average of other parameters"
+        """Take over what `state_dict` gave and `check` accepts."""
         self.num_updates = int(state[NUM_UPDATES])
         for name, average in self.average.items():
             put(average, state[name])

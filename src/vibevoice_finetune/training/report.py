@@ -63,17 +63,17 @@ def print_report(
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich wants a literal
     for size in block_sizes(model):
         table.add_row(size.block, f"{size.total:,}", f"{size.trained:,}" if size.trained else "-", size.dtypes)
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for name, summary in data.summaries.items():
-        console.print(f"{name:5} {_data_line(summary)}", highlight=False)
+        console.print(f"{name:5} {_data_line(summary)}")
     if data.bad_rows:
-        console.print(f"left out: {data.bad_rows}", style="yellow", highlight=False)
+        console.print(f"left out: {data.bad_rows}", style="yellow")
     if is_slow_bf16(arguments.loop.device, bf16=arguments.loop.bf16):
-        console.print(SLOW_BF16, style="yellow", highlight=False)
+        console.print(SLOW_BF16, style="yellow")
     for line in _loop_lines(arguments, max_steps, steps_per_epoch):
-        console.print(line, highlight=False)
+        console.print(line)
     if arguments.model.train_diffusion_head:
-        console.print(_head_indices(model, arguments.model.frozen_head_layers), highlight=False)
+        console.print(_head_indices(model, arguments.model.frozen_head_layers))
 
 
 def _data_line(summary: DataSummary) -> str:

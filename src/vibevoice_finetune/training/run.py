@@ -1,9 +1,9 @@
 """`train` and `encode`: from a command line to a result.
 
-A run prepares the data (`training/load_data.py`), loads the model without its tokenizers, attaches what is trained,
-reports, trains, and writes the portable result. The output folder is
+A run locks its output folder, prepares the data (`training/load_data.py`), loads the model without its tokenizers,
+attaches what is trained, reports, trains, and writes the portable result. The output folder is
 
-    lora/            the result          checkpoint-N/    to go on from
+    lora/            the result          checkpoint-N/    run checkpoints, to go on from
     arguments.yaml   the flags           environment.json versions and device
     metrics.jsonl    every log           runs/            TensorBoard, if it is installed
 """
@@ -12,7 +12,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +32,16 @@ from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint
 from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.console import make_console
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
+from vibevoice_finetune.files.atomic import (
+    check_writable,
+    explaining_write_errors,
+    remove_leftovers,
+    write_file,
+    write_json,
+)
+from vibevoice_finetune.files.locks import locked
 from vibevoice_finetune.flags.secrets import masked
 from vibevoice_finetune.memory.estimate import Estimate, estimate_for
 from vibevoice_finetune.objective.attention import set_attention
@@ -46,6 +56,8 @@ from vibevoice_finetune.training.same_run import Identity, check_same_run, ident
 from vibevoice_finetune.training.trainer import FinetuneTrainer
 
 RESULT = "lora"
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""In the message of the plain `RuntimeError` that torch raises where the machine's memory is used up."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -57,22 +69,30 @@ def train(arguments: Arguments) -> None:
         return
     loop.check_processes(loop.world_size)
     upload = take_upload(loop)
-    console = Console(stderr=True, quiet=loop.process_index != 0)
+    console = make_console(quiet=loop.process_index != 0)
     if not console.is_terminal:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # bars of loading, noise in a log file
     output_dir = Path(str(loop.output_dir))
+    with claimed(arguments, output_dir):
+        train_in(output_dir, arguments, upload, console)
+
+
+def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, console: Console) -> None:
+    """Train, evaluate, or both, in an output folder that no other run writes to."""
+    loop = arguments.loop
     resume = resume_point(arguments, output_dir, console)
     data = load_data(arguments)
     if data.filled is not None:
-        console.print(data.filled.summary(), highlight=False)
+        console.print(data.filled.summary())
     base_fingerprint = model_fingerprint(data.checkpoint)
     this_run = identity(arguments, base_fingerprint, data.train_set, data.eval_set)
     if resume is not None:
         tell_changes(resume, this_run, loop.allow_changed_run, console)
     expected = expected_memory(arguments, data) if loop.do_train else None
     if expected is not None:
-        console.print(f"memory {expected.line()}", highlight=False)
-    objective, plan = build(arguments, data)
+        console.print(f"memory {expected.line()}")
+    with advising_on_memory(expected, lambda: "not even the model fits."):
+        objective, plan = build(arguments, data)
     if loop.process_index == 0:
         write_settings(arguments, output_dir)
     export = exporter(arguments, data, objective, plan, base_fingerprint)
@@ -103,13 +123,47 @@ def encode(arguments: Arguments) -> None:
     """Fill the latent store that a later `train` with the same flags reads."""
     if not arguments.loop.output_dir and not arguments.data.latents_dir:
         raise ArgumentError("say where the latents go: --latents_dir FOLDER (give the same to train).")
+    check_latents_writable(arguments)
     data = load_data(arguments)
     assert data.filled is not None
-    console = Console(stderr=True, quiet=arguments.loop.process_index != 0)
-    console.print(data.filled.summary(), highlight=False)
+    console = make_console(quiet=arguments.loop.process_index != 0)
+    console.print(data.filled.summary())
     if data.bad_rows:
-        console.print(f"left out: {data.bad_rows}", style="yellow", highlight=False)
-    console.print(f"the store is {latents_dir(arguments)}", highlight=False)
+        console.print(f"left out: {data.bad_rows}", style="yellow")
+    console.print(f"the store is {latents_dir(arguments)}")
+
+
+@contextmanager
+def claimed(arguments: Arguments, output_dir: Path) -> Iterator[None]:
+    """Keep other runs out of the output folder, after a look at whether it can be written to at all.
+
+    Only the first of several processes does so. What killed runs left half written is deleted.
+
+    Raises:
+        InUseError: another run is there.
+        WriteError: the output folder or the latent store cannot be written to.
+    """
+    if arguments.loop.process_index != 0:
+        yield
+        return
+    check_writable(output_dir, "--output_dir")
+    check_latents_writable(arguments)
+    is_new = not output_dir.exists()
+    try:
+        with locked(output_dir, "train", inside=True):
+            remove_leftovers(output_dir)
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it stays, unless nothing was written into it
+                output_dir.rmdir()
+
+
+def check_latents_writable(arguments: Arguments) -> None:
+    """Refuse a place for new latents that cannot be written to; a store that is filled may be read-only."""
+    store = latents_dir(arguments)
+    if not store.is_dir() or not any(store.iterdir()):
+        check_writable(store, "--latents_dir" if arguments.data.latents_dir else "--output_dir")
 
 
 def expected_memory(arguments: Arguments, data: LoadedData) -> Estimate:
@@ -121,46 +175,55 @@ def expected_memory(arguments: Arguments, data: LoadedData) -> Estimate:
 
 
 def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Path | None:
-    """The checkpoint to go on from, or None to start; refuses a folder that holds another run's result.
+    """The run checkpoint to go on from, or None to start; refuses a folder that holds another run's result.
 
     Raises:
-        ArgumentError: the folder is taken, or the checkpoint named is none.
+        ArgumentError: the folder is taken, or there is no such run checkpoint.
+        CheckpointError: the run checkpoint named is damaged, or was saved without what is needed to go on.
     """
-    wanted = arguments.loop.resume_from_checkpoint
-    found = run_checkpoints.complete_checkpoints(output_dir)
-    if wanted is None or str(wanted).lower() == "false":
-        if not arguments.loop.do_train:
-            return None
-        if (output_dir / RESULT / INFO_FILE).exists():
-            raise ArgumentError(
-                f"--output_dir {output_dir}: holds a finished run; choose another folder, "
-                "or go on from its last checkpoint with --resume_from_checkpoint True."
-            )
-        if found:
-            raise ArgumentError(
-                f"--output_dir {output_dir}: holds {found[-1].name} of a run that did not finish; "
-                "go on with --resume_from_checkpoint True, or choose another folder."
-            )
+    wanted = str(arguments.loop.resume_from_checkpoint or "false")
+    if wanted.lower() == "false":
+        if arguments.loop.do_train:
+            refuse_taken(output_dir)
         return None
-    if str(wanted).lower() != "true":
-        if not run_checkpoints.is_complete(Path(wanted)):
+    if wanted.lower() != "true":
+        if not Path(wanted).is_dir():
+            found = ", ".join(folder.name for folder in run_checkpoints.complete_checkpoints(output_dir)) or "none"
             raise ArgumentError(
-                f"--resume_from_checkpoint {wanted}: is no complete checkpoint; complete ones in {output_dir}: "
-                f"{', '.join(folder.name for folder in found) or 'none'}."
+                f"--resume_from_checkpoint {wanted}: there is no such folder; run checkpoints in {output_dir}: {found}."
             )
+        run_checkpoints.check(Path(wanted))
         return with_optimizer(Path(wanted))
-    if not found:
-        console.print(f"no complete checkpoint in {output_dir}: starting from the beginning", style="yellow")
+    newest, damaged = run_checkpoints.newest_whole(output_dir)
+    for line in damaged:
+        console.print(f"warning: {line}", style="yellow")
+    if newest is None:
+        console.print(f"no whole run checkpoint in {output_dir}: starting from the beginning", style="yellow")
         return None
-    console.print(f"going on from {found[-1]}", highlight=False)
-    return with_optimizer(found[-1])
+    console.print(f"going on from {newest}")
+    return with_optimizer(newest)
+
+
+def refuse_taken(output_dir: Path) -> None:
+    """Raise ArgumentError if a folder holds a run, finished or not."""
+    if (output_dir / RESULT / INFO_FILE).exists():
+        raise ArgumentError(
+            f"--output_dir {output_dir}: holds a finished run; choose another folder, or go on from its last run "
+            "checkpoint with --resume_from_checkpoint True."
+        )
+    found = run_checkpoints.complete_checkpoints(output_dir)
+    if found:
+        raise ArgumentError(
+            f"--output_dir {output_dir}: holds {found[-1].name} of a run that did not finish; go on with "
+            "--resume_from_checkpoint True, or choose another folder."
+        )
 
 
 def tell_changes(resume: Path, this_run: Identity, allow: bool, console: Console) -> None:
-    """Refuse to go on with another run than the checkpoint's, or say what is different if that is allowed."""
+    """Refuse to go on with another run than the run checkpoint's, or say what is different if that is allowed."""
     changed = check_same_run(read_identity(resume), this_run, str(resume), allow=allow)
     if changed:
-        console.print(f"a changed run goes on: {'; '.join(changed)}", style="yellow", highlight=False)
+        console.print(f"going on with a changed run: {'; '.join(changed)}", style="yellow")
 
 
 def build(arguments: Arguments, data: LoadedData) -> tuple[Objective, AdapterPlan]:
@@ -233,47 +296,65 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
     Args:
         trainer: ready to train.
         output_dir: of the run.
-        resume: the checkpoint to go on from.
+        resume: the run checkpoint to go on from.
         expected: the memory that was predicted; knows which flags would lower it.
 
     Raises:
-        StoppedRun: SIGTERM or SIGINT came; the run was saved.
-        UserError: the device's memory does not suffice; the steps done so far are saved.
+        StoppedRun: a signal asked to stop; the run was saved.
+        UserError: the memory does not suffice, and the steps done so far are saved; or numbers went bad.
+        WriteError: something cannot be written.
     """
-    if trainer.args.should_save:
-        run_checkpoints.clear_leftovers(output_dir)
-    try:
-        with trainer.stop.listening(), run_checkpoints.telling_of_a_full_disk(output_dir):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except torch.OutOfMemoryError as error:
-        advice = "".join(f"\n  {line}" for line in expected.advice())
-        raise UserError(
-            f"the device's memory does not suffice: {trainer.leave_resumable()} What would lower it:{advice}"
-        ) from error
+    with (
+        trainer.stop.listening(),
+        advising_on_memory(expected, trainer.leave_resumable),
+        explaining_write_errors(output_dir, run_checkpoints.HOW_TO_GO_ON, reads=True),
+    ):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.must_stop():
         raise StoppedRun(
             f"stopped by {trainer.stop.signal_name or 'a signal'} after step {trainer.state.global_step}; "
             f"saved in {output_dir}; go on with --resume_from_checkpoint True."
         )
+    trainer.check_weights()
+    with trainer.averaged(), explaining_write_errors(output_dir / RESULT, run_checkpoints.HOW_TO_GO_ON):
+        trainer.export(output_dir / RESULT)
     if trainer.args.should_save:
         trainer.rotate_checkpoints()
-    with trainer.averaged(), run_checkpoints.telling_of_a_full_disk(output_dir / RESULT):
-        trainer.export(output_dir / RESULT)
+
+
+@contextmanager
+def advising_on_memory(expected: Estimate | None, leave: Callable[[], str]) -> Iterator[None]:
+    """Turn "out of memory", of a GPU or of the machine, into a message that says which flags would lower the need.
+
+    Args:
+        expected: what was predicted; None if nothing is trained.
+        leave: brings the run into order and says where it was left.
+
+    Raises:
+        UserError: the memory does not suffice.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in str(error):
+            raise
+        advice = "".join(f"\n  {line}" for line in expected.advice()) if expected else ""
+        what = f" What would lower it:{advice}" if advice else ""
+        device = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
+        raise UserError(f"the {device}'s memory does not suffice: {leave()}{what}") from error
 
 
 def hand_over(result: Path, data: LoadedData, upload: Upload | None, console: Console) -> None:
     """Complete the result's card, say where it is, and upload it if that was asked for."""
     add_training_to_card(result, data.summaries["train"].audio_hours)
-    console.print(f"the result is {result}", highlight=False)
+    console.print(f"the result is {result}")
     if upload is not None:
-        console.print(f"uploaded: {push_result(result, upload)}", highlight=False)
+        console.print(f"uploaded: {push_result(result, upload)}")
 
 
 def write_settings(arguments: Arguments, output_dir: Path) -> None:
     """Write the flags, so that `--config arguments.yaml` repeats the run, and what it runs on."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(arguments.given, sort_keys=False, allow_unicode=True)
-    (output_dir / "arguments.yaml").write_text(text, encoding="utf-8")
+    write_file(output_dir / "arguments.yaml", yaml.safe_dump(arguments.given, sort_keys=False, allow_unicode=True))
     environment = {
         "command": [Path(sys.argv[0]).name, *masked(sys.argv[1:])],
         "versions": versions(),
@@ -284,7 +365,7 @@ def write_settings(arguments: Arguments, output_dir: Path) -> None:
         "cpu_count": os.cpu_count(),
         "processes": arguments.loop.world_size,
     }
-    (output_dir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n", encoding="utf-8")
+    write_json(output_dir / "environment.json", environment)
 
 
 def versions() -> dict[str, str]:

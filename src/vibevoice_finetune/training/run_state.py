@@ -1,28 +1,33 @@
-"""What a checkpoint holds besides the portable result: written whole, read back bit for bit.
+"""What a run checkpoint holds besides the portable result: written whole, read back bit for bit.
 
-    trainable.safetensors   trained tensors           optimizer.pt, scheduler.pt   their states
-    ema.safetensors         their moving average      trainer_state.json           where the loop stands
-    run.json                what makes the run itself guard.json                   the watch over numbers
+    trainable.safetensors   trained tensors            optimizer.pt, scheduler.pt   their states
+    ema.safetensors         their moving average       trainer_state.json           where the loop stands
+    run.json                what identifies the run    bad_steps.json               what was seen of its numbers
 
 All tensors are whole, also where processes hold parts of them, so that any number of processes can go on from them.
 """
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerState
 
 from vibevoice_finetune.adapters.attach import check_state
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.files.atomic import write_json
 from vibevoice_finetune.objective.sharding import gathered, gathered_optimizer, put, split_optimizer_state
-from vibevoice_finetune.training.bad_steps import Guard
+from vibevoice_finetune.training.bad_steps import BadSteps
 from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.same_run import Identity
 
@@ -31,26 +36,26 @@ EMA_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
 TRAINER_STATE = "trainer_state.json"
-GUARD_FILE = "guard.json"
+BAD_STEPS_FILE = "bad_steps.json"
 IDENTITY_FILE = "run.json"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
-    """The parts of a run that change from step to step, but for the loop's own.
+class RunState:
+    """The parts of a run that change from step to step, except the loop's own.
 
     Attributes:
         parameters: the trained ones by name.
         ema: their moving average, if there is one.
-        guard: the watch over numbers.
-        identity: what makes this run this run; does not change.
+        bad_steps: what was seen of the steps' numbers.
+        identity: what identifies this run; does not change.
     """
 
     parameters: Mapping[str, nn.Parameter]
     ema: Ema | None
-    guard: Guard
+    bad_steps: BadSteps
     identity: Identity
 
     def write(
@@ -83,9 +88,11 @@ class Snapshot:
             assert scheduler is not None
             torch.save(optimizer_state, folder / OPTIMIZER_FILE)
             torch.save(scheduler.state_dict(), folder / SCHEDULER_FILE)
-        state.save_to_json(str(folder / TRAINER_STATE))
-        (folder / GUARD_FILE).write_text(json.dumps(self.guard.state_dict()), encoding="utf-8")
-        (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
+        # How often to log, to evaluate and to save is not kept: what is given to the run that goes on counts.
+        kept = {**asdict(state), "logging_steps": None, "eval_steps": None, "save_steps": None}
+        (folder / TRAINER_STATE).write_text(json.dumps(kept, indent=1, sort_keys=True), encoding="utf-8")
+        write_json(folder / BAD_STEPS_FILE, self.bad_steps.state_dict())
+        write_json(folder / IDENTITY_FILE, self.identity)
 
     def read_weights(self, folder: Path) -> None:
         """Put back the trained tensors and their average; where none was kept, it begins at the tensors.
@@ -93,32 +100,90 @@ class Snapshot:
         Raises:
             CheckpointError: other tensors are trained now; nothing was changed.
         """
-        trained = load_file(folder / TRAINABLE_FILE)  # copied from there: safetensors knows no device called "cpu:0"
+        with naming(folder / TRAINABLE_FILE):
+            # Copied from there to the device: safetensors knows no device called "cpu:0".
+            trained = load_file(folder / TRAINABLE_FILE)
         check_state(self.parameters, trained, str(folder))
+        average = None
+        if self.ema is not None and (folder / EMA_FILE).exists():
+            with naming(folder / EMA_FILE):
+                average = load_file(folder / EMA_FILE)
+                self.ema.check(average)
         for name, parameter in self.parameters.items():
             put(parameter, trained[name])
         if self.ema is None:
             return
-        if (folder / EMA_FILE).exists():
-            self.ema.load_state_dict(load_file(folder / EMA_FILE))
+        if average is not None:
+            self.ema.load_state_dict(average)
         else:
             logger.warning("%s holds no moving average: it begins here", folder)
             self.ema.restart()
 
-    def read_guard(self, folder: Path) -> None:
-        """Put back what the watch has seen."""
-        self.guard.load_state_dict(json.loads((folder / GUARD_FILE).read_text(encoding="utf-8")))
+    def read_bad_steps(self, folder: Path) -> None:
+        """Put back what was seen of the steps' numbers."""
+        with naming(folder / BAD_STEPS_FILE):
+            self.bad_steps.load_state_dict(json.loads((folder / BAD_STEPS_FILE).read_text(encoding="utf-8")))
 
     @staticmethod
     def read_optimizer(folder: Path, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
-        """Put back the states of the optimizer and the scheduler."""
-        saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        """Put back the states of the optimizer and the scheduler.
+
+        Raises:
+            CheckpointError: the states are those of other tensors; nothing was changed.
+        """
+        with naming(folder / OPTIMIZER_FILE):
+            saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+            check_optimizer_state(optimizer, saved)
+        with naming(folder / SCHEDULER_FILE):
+            scheduler_state = torch.load(folder / SCHEDULER_FILE, weights_only=True)
         optimizer.load_state_dict(split_optimizer_state(optimizer, saved))
-        scheduler.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
+        scheduler.load_state_dict(scheduler_state)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in one line which file of a run checkpoint cannot be used.
+
+    Raises:
+        CheckpointError: reading or checking the file within the context went wrong.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(
+            f"{path}: cannot be used ({reason}); go on from another run checkpoint with "
+            "--resume_from_checkpoint FOLDER."
+        ) from error
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Compare the shapes of a saved state with the tensors it is for: fused kernels read past the end of short ones.
+
+    A state tensor is a number, or has the shape of its tensor, or (Adafactor) that of its rows or columns. The tables
+    of 8-bit optimizers are of one or a few hundred entries, or one for each block of 256 numbers.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    if len(parameters) != len(numbers) or len(saved["param_groups"]) != len(optimizer.param_groups):
+        raise ValueError(f"it is the state of {len(numbers):,} tensors, {len(parameters):,} are trained")
+    names = {frozenset(values) for values in saved["state"].values()}
+    if len(names) > 1:
+        raise ValueError("its tensors have states of different kinds")
+    for number, parameter in zip(numbers, parameters, strict=True):
+        shape = tuple(parameter.shape)
+        known = {(), (1,), (100,), (256,), shape, shape[:-1], (*shape[:-2], *shape[-1:])}
+        known.add((-(-parameter.numel() // 256),))
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and tuple(value.shape) not in known:
+                raise ValueError(f"{name} has the shape {list(value.shape)}, its tensor {list(shape)}")
 
 
 def with_optimizer(checkpoint: Path) -> Path:
-    """The same checkpoint.
+    """The same run checkpoint.
 
     Raises:
         CheckpointError: it was written with `--save_only_model`, so nothing can go on from it exactly.
@@ -132,6 +197,11 @@ def with_optimizer(checkpoint: Path) -> Path:
 
 
 def read_identity(checkpoint: Path) -> Identity:
-    """What made the run that wrote a checkpoint that run."""
-    found: Identity = json.loads((checkpoint / IDENTITY_FILE).read_text(encoding="utf-8"))
+    """What identified the run that wrote a run checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with naming(checkpoint / IDENTITY_FILE):
+        found: Identity = dict(json.loads((checkpoint / IDENTITY_FILE).read_text(encoding="utf-8")))
     return found

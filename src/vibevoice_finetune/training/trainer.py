@@ -2,7 +2,8 @@
 
 What differs from the base class: batches come from `RowBatches` instead of a shuffled sampler; the losses are summed
 over all micro-batches and processes of a step and divided once; evaluation weighs by count and runs on the averaged
-weights; a checkpoint holds the trained tensors, not the model, and appears whole or not at all.
+weights; a run checkpoint holds the trained tensors, not the model, and appears whole or not at all; a run that goes on
+from the end of its last step trains no further.
 """
 
 import logging
@@ -23,18 +24,21 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from vibevoice_finetune.adapters.attach import trainable_parameters
 from vibevoice_finetune.arguments import FinetuneArguments
-from vibevoice_finetune.data.collate import Batch, Counts, collate
+from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.dataset import SpeechDataset
-from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatches
+from vibevoice_finetune.data.sampler import EpochLoader
+from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.objective.objective import LossSums, Objective
-from vibevoice_finetune.objective.sharding import is_split, whole
+from vibevoice_finetune.objective.sharding import is_split, own_part, whole
 from vibevoice_finetune.training import run_checkpoints
-from vibevoice_finetune.training.bad_steps import Guard, MicroBatch, StopRequest, heed_parent_alone
+from vibevoice_finetune.training.bad_steps import BadSteps, RowLosses
 from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile, StopCallback
 from vibevoice_finetune.training.ema import Ema
+from vibevoice_finetune.training.loaders import eval_loader, train_loader
 from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, evaluation_metrics
-from vibevoice_finetune.training.run_state import Snapshot
+from vibevoice_finetune.training.run_state import RunState
 from vibevoice_finetune.training.same_run import Identity
+from vibevoice_finetune.training.stop import StopRequest
 
 NOTHING = Counts(0, 0, 0, 0, 0)
 DROPOUT_STREAM = 4
@@ -54,7 +58,7 @@ class FinetuneTrainer(Trainer):
         train_set: rows to learn from, or None to evaluate only.
         eval_set: rows to evaluate on, or None.
         export: writes the portable result into a folder; called with the averaged weights in place, if there are any.
-        identity: what makes this run this run; kept in checkpoints.
+        identity: what identifies this run; kept in run checkpoints.
         max_tokens_per_batch: size of a micro-batch in tokens instead of rows.
     """
 
@@ -71,14 +75,16 @@ class FinetuneTrainer(Trainer):
         self.output_dir = Path(str(args.output_dir))
         self.train_set = train_set
         self.eval_set = eval_set
+        self.finetune_args = args
         self.draw_seed = args.draw_seed
         self.max_tokens_per_batch = max_tokens_per_batch
         self.parameters = trainable_parameters(objective.model)
         self.ema = Ema(self.parameters, args.ema_decay) if args.ema_decay else None
-        self.guard = Guard(self.output_dir, args.max_bad_steps)
+        self.bad_steps = BadSteps(self.output_dir, args.max_bad_steps)
         self.stop = StopRequest()
         self.stop_agreed = False
         self.micro_batch = 0
+        self.rotation_is_due = False
         self.holds_parts = is_split(objective)
         callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
         super().__init__(
@@ -86,7 +92,7 @@ class FinetuneTrainer(Trainer):
             args=args,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            callbacks=[*callbacks, *([EmaCallback(self.ema, self.guard)] if self.ema else [])],
+            callbacks=[*callbacks, *([EmaCallback(self.ema, self.bad_steps)] if self.ema else [])],
         )
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -97,7 +103,7 @@ class FinetuneTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.weights = LossWeights.of(args)
         self.export = export
-        self.snapshot = Snapshot(self.parameters, self.ema, self.guard, identity)
+        self.run_state = RunState(self.parameters, self.ema, self.bad_steps, identity)
         self.window = Window(args.device)
         self.step_counts = NOTHING
         self.loss_before_step = torch.zeros((), device=args.device)
@@ -106,37 +112,42 @@ class FinetuneTrainer(Trainer):
         """Whether a signal asked for the end after the current step; all processes answer alike."""
         return self.stop_agreed if self.args.world_size > 1 else self.stop.signal_name is not None
 
+    # Going on
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Where to begin; how often to log, to evaluate and to save is what this run was told, not an earlier one."""
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self.state.compute_steps(self.args, max_steps)  # type: ignore[no-untyped-call]
+        return position
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, unless all steps were done before: the base class would train one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     # Batches
 
     def get_train_dataloader(self) -> EpochLoader:
-        """Micro-batches of this process; the order depends on seed and epoch alone."""
+        """Micro-batches to learn from."""
         assert self.train_set is not None, "training without rows"
-        processes = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        if self.max_tokens_per_batch is not None:
-            lengths = [row.num_tokens for row in self.train_set.rows]
-            tokens = TokenBatches(lengths, self.max_tokens_per_batch, seed=self.draw_seed, **processes)
-            return self._loader(self.train_set, tokens)
-        rows = RowBatches(
-            len(self.train_set),
-            self._train_batch_size,
-            seed=self.draw_seed,
-            drop_last=self.args.dataloader_drop_last,
-            **processes,
-        )
-        return self._loader(self.train_set, rows)
+        return train_loader(self.finetune_args, self.train_set, self._train_batch_size, self.max_tokens_per_batch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
-        """All rows in their order, split over processes."""
+        """All rows to evaluate on."""
         assert self.eval_set is not None, "evaluation without rows"
-        args = self.args
-        batches = RowBatches(
-            len(self.eval_set),
-            args.per_device_eval_batch_size,
-            seed=None,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
-        return self._loader(self.eval_set, batches)
+        return eval_loader(self.finetune_args, self.eval_set)
 
     def count_steps(self) -> tuple[int, int]:
         """Optimizer steps of the whole run and of an epoch; zero without training rows."""
@@ -145,20 +156,6 @@ class FinetuneTrainer(Trainer):
         values = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return values[6], values[1]
 
-    def _loader(self, rows: SpeechDataset, batches: RowBatches | TokenBatches) -> EpochLoader:
-        args = self.args
-        return EpochLoader(
-            rows,  # type: ignore[arg-type]  # indexed by Draw, which DataLoader's annotations do not foresee
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=heed_parent_alone,
-            generator=torch.Generator().manual_seed(self.draw_seed),
-        )
-
     def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Counts]:
@@ -166,7 +163,7 @@ class FinetuneTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_counts = self._over_processes(reduce(add, (batch["counts"] for batch in batches), NOTHING))
         self.loss_before_step = self._tr_loss.clone()
-        self.guard.micro_batches.clear()
+        self.bad_steps.micro_batches.clear()
         self.micro_batch = 0
         return batches, self.step_counts
 
@@ -209,7 +206,7 @@ class FinetuneTrainer(Trainer):
         if not inputs["ghost"]:
             self.window.add(terms, sums)
             losses = {name: value.detach() for name, value in vars(terms).items()}
-            self.guard.micro_batches.append(MicroBatch(inputs["rows"], losses))
+            self.bad_steps.micro_batches.append(RowLosses(inputs["rows"], losses))
         return terms.total(self.weights)
 
     @contextmanager
@@ -240,10 +237,12 @@ class FinetuneTrainer(Trainer):
         good = all(map(math.isfinite, loss_and_norm[1 if self.args.world_size > 1 else 0 :]))
         self.window.end_step(self.step_counts, good=good)
         if good:
-            self.guard.accept(self.state.global_step, loss_and_norm[0])
+            self.bad_steps.accept(self.state.global_step, loss_and_norm[0])
+            if self.rotation_is_due:
+                self.rotate_checkpoints()
             return norm
         self._tr_loss.copy_(self.loss_before_step)
-        logger.warning(self.guard.skip(self.state.global_step, self.parameters))
+        logger.warning(self.bad_steps.skip(self.state.global_step, self.parameters))
         return None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -314,7 +313,12 @@ class FinetuneTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write `checkpoint-N` whole, then delete what `--save_total_limit` no longer keeps."""
+        """Write `checkpoint-N` whole.
+
+        What `--save_total_limit` no longer keeps is deleted after the next good step: only that shows that the new
+        weights give finite numbers, so at every moment there is a run checkpoint whose weights do.
+        """
+        self.check_weights()
         output_dir = self.output_dir
         folder = output_dir / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step:
@@ -324,14 +328,29 @@ class FinetuneTrainer(Trainer):
             if self.args.should_save:
                 with run_checkpoints.writing(folder) as staging:
                     self._write_checkpoint(staging)
-                self.rotate_checkpoints()
+                self.rotation_is_due = True
             elif self.holds_parts:
                 self._write_checkpoint(folder)
 
     def rotate_checkpoints(self) -> None:
         """Delete what `--save_total_limit` no longer keeps, also what a kill kept from being deleted."""
+        self.rotation_is_due = False
         best = self.state.best_model_checkpoint
         run_checkpoints.rotate(self.output_dir, self.args.save_total_limit, Path(best) if best else None)
+
+    def check_weights(self) -> None:
+        """Refuse to keep weights that are not finite.
+
+        Raises:
+            UserError: names the tensors, and the run checkpoint to go on from.
+        """
+        bad = [name for name, value in self.parameters.items() if not torch.isfinite(own_part(value.detach())).all()]
+        if bad:
+            shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            raise UserError(
+                f"after step {self.state.global_step} the weights of {shown} are not finite, so they are not saved "
+                f"and the run stops. {self.bad_steps.way_out()}"
+            )
 
     def leave_resumable(self) -> str:
         """After a step broke off for want of memory: drop its gradients and save the steps before it.
@@ -342,7 +361,7 @@ class FinetuneTrainer(Trainer):
         for parameter in self.parameters.values():
             parameter.grad = None
         if self.holds_parts:
-            return "the steps since the last checkpoint are lost, because the other processes hold parts of them."
+            return "the steps since the last run checkpoint are lost, because the other processes hold parts of them."
         if self.state.global_step == 0:
             return "not even the first step fits; nothing was saved."
         assert self.model is not None
@@ -353,21 +372,21 @@ class FinetuneTrainer(Trainer):
         """Write all but the marker; a process that does not write only hands out its parts of split tensors."""
         writes = self.args.should_save
         optimizer = None if self.args.save_only_model else self.optimizer
-        self.snapshot.write(folder, self.state, optimizer, self.lr_scheduler, keep=writes)
+        self.run_state.write(folder, self.state, optimizer, self.lr_scheduler, keep=writes)
         if writes and optimizer is not None:
             self._save_rng_state(str(folder))
         with self.averaged():
             self.export(folder / "lora")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.snapshot.read_weights(Path(resume_from_checkpoint))
-        self.snapshot.read_guard(Path(resume_from_checkpoint))
+        self.run_state.read_weights(Path(resume_from_checkpoint))
+        self.run_state.read_bad_steps(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             assert self.optimizer is not None
             assert self.lr_scheduler is not None
-            self.snapshot.read_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            self.run_state.read_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
     def _load_best_model(self) -> None:
-        self.snapshot.read_weights(Path(str(self.state.best_model_checkpoint)))
+        self.run_state.read_weights(Path(str(self.state.best_model_checkpoint)))
