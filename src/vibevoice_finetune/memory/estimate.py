@@ -7,7 +7,7 @@ report, advice, and what fits on common GPUs. The counting itself is in `memory/
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -78,36 +78,37 @@ class Estimate:
         return self.peak <= USABLE * available
 
     def line(self) -> str:
-        """For the start-up report: ``about 11.9 GB of 25.8 GB: frozen weights 3.2, … (8 rows, 1,840 tokens)``."""
-        parts = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in self.parts if part.bytes >= 5e7)
+        """For the start-up report: what the training takes, part by part, and whether something before takes more.
+
+        ``about 11.9 GB of 25.8 GB in training (8 rows, 1,840 tokens): frozen weights 3.2, …``; the parts of less than
+        0.05 GB are one, so that the numbers add up.
+        """
+        named = [part for part in self.parts if part.bytes >= 5e7]
+        rest = self.training - sum(part.bytes for part in named)
+        parts = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in [*named, Part("other", rest)] if part.bytes)
         of = f" of {gigabytes(self.available)}" if self.available else ""
-        tight = "; may not fit" if self.available and not self.fits(self.available) else ""
         size = f"{self.batch.rows:,} rows, {self.batch.tokens:,} tokens"
-        return f"about {gigabytes(self.peak)}{of}: {parts} ({size}){tight}"
+        before = (
+            f"; encoding audio before that takes {gigabytes(self.encoding)}" if self.encoding > self.training else ""
+        )
+        tight = "; may not fit" if self.available and not self.fits(self.available) else ""
+        return f"about {gigabytes(self.training)}{of} in training ({size}): {parts}{before}{tight}"
 
     def advice(self) -> list[str]:
         """Flags that lower the peak by a hundredth or more, the one with the largest effect first."""
-        changed = [then for change in CHANGES if (then := change(self)) is not None and then.helps]
-        changed.sort(key=lambda then: then.estimate.peak)
-        before = gigabytes(self.peak)
-        return [f"{then.flags}: about {gigabytes(then.estimate.peak)} instead of {before}" for then in changed]
+        helping = sorted(_lower(self), key=lambda change: change.then.peak)
+        return [
+            f"{change.flags}: about {gigabytes(change.then.peak)} instead of {gigabytes(self.peak)}"
+            for change in helping
+        ]
 
     def to_fit(self, available: float) -> list[str] | None:
         """The flags that make it fit, least harmful first; empty if it fits as it is, None if nothing suffices."""
-        chosen: list[Change] = []
-        now = self
-        while not now.fits(available):
-            helping = (change for change in CHANGES if (then := change(now)) is not None and then.helps)
-            change = next(helping, None)
-            if change is None:
-                return None
-            chosen.append(change)
-            now = _after(self, chosen)
-        for change in dict.fromkeys(chosen):  # an early one may not be needed beside a later one
-            without = [other for other in chosen if other is not change]
-            if _after(self, without).fits(available):
-                chosen = without
-        return _flags(self, chosen)
+        chosen = _search(self, available, None)
+        for name in list(chosen or ()):  # an early one may not be needed beside a later one
+            assert chosen is not None
+            chosen = _search(self, available, chosen.keys() - {name}) or chosen
+        return None if chosen is None else list(chosen.values())
 
 
 def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: bool) -> Estimate:
@@ -265,94 +266,76 @@ def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int, proces
 
 
 @dataclass(frozen=True)
-class Changed:
-    """What a change of flags comes to.
+class Change:
+    """What some flags come to.
 
     Attributes:
+        name: of what changes; a second change of the same name replaces the first one's flags.
         flags: the words of the command line.
-        estimate: with them.
-        helps: whether the peak is lower by a hundredth or more.
+        then: the estimate with them.
     """
 
+    name: str
     flags: str
-    estimate: Estimate
-    helps: bool
+    then: Estimate
 
 
-Change = Callable[[Estimate], Changed | None]
-"""Takes an estimate; None where the change was already made or does not apply."""
+def _lower(now: Estimate) -> Iterator[Change]:
+    """The changes that lower the peak by a hundredth or more; what costs least in result and time comes first."""
+    return (change for change in _changes(now) if change.then.peak < 0.99 * now.peak)
 
 
-def _bf16(now: Estimate) -> Changed | None:
-    return None if now.recipe.bf16 else _again(now, "--bf16 True", bf16=True)
+def _changes(now: Estimate) -> Iterator[Change]:
+    """All changes that are left to make. A smaller batch with more accumulation is the same step."""
+    recipe, batch = now.recipe, now.batch
+    if not recipe.bf16:
+        yield _change(now, "--bf16 True", bf16=True)
+    if batch.rows > 2:
+        yield _halve_batch(now)
+    if not recipe.checkpointing:
+        yield _change(now, "--gradient_checkpointing True", checkpointing=True)
+    can_split = recipe.processes > 1 and not recipe.quantised_bits and recipe.optimizer in SPLIT_OPTIMIZERS
+    if can_split and not recipe.splits:
+        yield _change(now, "--fsdp full_shard", splits=True)
+    if batch.rows == 2:
+        yield _halve_batch(now)
+    if not recipe.quantised_bits and not recipe.splits:
+        yield _change(now, "--load_in_4bit True", quantised_bits=4)
+    if recipe.device == "cuda" and not recipe.splits and count.optimizer_bytes(recipe) >= FLOAT32:
+        yield _change(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
+    if recipe.ema:
+        yield _change(now, "--ema_decay 0", ema=False)
+    if recipe.draws > 1:
+        yield _change(now, "--ddpm_batch_mul 1", draws=1)
+    if recipe.head == "full":
+        yield _change(now, "--train_diffusion_head False --lora_wrap_diffusion_head True", head="lora")
 
 
-def _half_batch(now: Estimate) -> Changed | None:
-    return _halved(now) if now.batch.rows > 2 else None
+def _search(start: Estimate, available: float, allowed: Set[str] | None) -> dict[str, str] | None:
+    """Make the least harmful changes until it fits; their flags by name, or None if it never does.
+
+    Args:
+        start: what is asked for.
+        available: bytes of the device.
+        allowed: names of the changes that may be made; None: all.
+    """
+    found: dict[str, str] = {}
+    now = start
+    while not now.fits(available):
+        change = next((one for one in _lower(now) if allowed is None or one.name in allowed), None)
+        if change is None:
+            return None
+        found[change.name] = change.flags
+        now = change.then
+    return found
 
 
-def _checkpointing(now: Estimate) -> Changed | None:
-    return None if now.recipe.checkpointing else _again(now, "--gradient_checkpointing True", checkpointing=True)
-
-
-def _single_row(now: Estimate) -> Changed | None:
-    return _halved(now) if now.batch.rows == 2 else None
-
-
-def _four_bit(now: Estimate) -> Changed | None:
-    return (
-        None if now.recipe.quantised_bits or now.recipe.splits else _again(now, "--load_in_4bit True", quantised_bits=4)
-    )
-
-
-def _small_optimizer(now: Estimate) -> Changed | None:
-    if now.recipe.device != "cuda" or now.recipe.splits or count.optimizer_bytes(now.recipe) < FLOAT32:
-        return None
-    return _again(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
-
-
-def _split(now: Estimate) -> Changed | None:
-    recipe = now.recipe
-    if recipe.processes == 1 or recipe.splits or recipe.quantised_bits or recipe.optimizer not in SPLIT_OPTIMIZERS:
-        return None
-    return _again(now, "--fsdp full_shard", splits=True)
-
-
-def _no_average(now: Estimate) -> Changed | None:
-    return _again(now, "--ema_decay 0", ema=False) if now.recipe.ema else None
-
-
-def _one_draw(now: Estimate) -> Changed | None:
-    return _again(now, "--ddpm_batch_mul 1", draws=1) if now.recipe.draws > 1 else None
-
-
-def _lora_head(now: Estimate) -> Changed | None:
-    if now.recipe.head != "full":
-        return None
-    return _again(now, "--train_diffusion_head False --lora_wrap_diffusion_head True", head="lora")
-
-
-CHANGES: tuple[Change, ...] = (
-    _bf16,
-    _half_batch,
-    _checkpointing,
-    _split,
-    _single_row,
-    _four_bit,
-    _small_optimizer,
-    _no_average,
-    _one_draw,
-    _lora_head,
-)
-"""What costs least in result and time, first. A smaller batch with more accumulation is the same step."""
-
-
-def _again(now: Estimate, flags: str, batch: MicroBatch | None = None, **changed: Any) -> Changed:
+def _change(now: Estimate, flags: str, batch: MicroBatch | None = None, **changed: Any) -> Change:
     then = estimate(now.size, replace(now.recipe, **changed), batch or now.batch, encodes=now.encoding > 0)
-    return Changed(flags, replace(then, available=now.available), helps=then.peak < 0.99 * now.peak)
+    return Change(flags.split()[0], flags, replace(then, available=now.available))
 
 
-def _halved(now: Estimate) -> Changed:
+def _halve_batch(now: Estimate) -> Change:
     """Half of the micro-batch and twice as many of them."""
     recipe, batch = now.recipe, now.batch
     rows = math.ceil(batch.rows / 2)
@@ -362,23 +345,4 @@ def _halved(now: Estimate) -> Changed:
     accumulation = 2 * recipe.accumulation
     flags = f"--max_tokens_per_batch {max_tokens}" if max_tokens else f"--per_device_train_batch_size {rows}"
     flags += f" --gradient_accumulation_steps {accumulation}"
-    return _again(now, flags, smaller, accumulation=accumulation, max_tokens=max_tokens)
-
-
-def _after(start: Estimate, changes: Sequence[Change]) -> Estimate:
-    """The estimate after all changes; one that no longer applies is passed over."""
-    for change in changes:
-        changed = change(start)
-        start = start if changed is None else changed.estimate
-    return start
-
-
-def _flags(start: Estimate, changes: Sequence[Change]) -> list[str]:
-    """The flags of all changes; of a flag that is given more than once, the last."""
-    found: dict[str, str] = {}
-    for change in changes:
-        changed = change(start)
-        if changed is not None:
-            found[changed.flags.split()[0]] = changed.flags
-            start = changed.estimate
-    return list(found.values())
+    return _change(now, flags, smaller, accumulation=accumulation, max_tokens=max_tokens)

@@ -19,6 +19,7 @@ from vibevoice_finetune.memory.estimate import (
     GIB,
     RUNTIME_BYTES,
     Estimate,
+    Part,
     estimate,
     largest,
     micro_batches,
@@ -120,11 +121,21 @@ def test_what_fits_which_gpu(released: Estimate) -> None:
     assert len({flags.split()[0] for flags in needed}) == len(needed), "a flag twice"
 
 
-def test_the_line_says_what_there_is(released: Estimate) -> None:
+def test_the_line_says_what_there_is_and_adds_up(released: Estimate) -> None:
     line = replace(released, available=8 * GIB).line()
-    assert line.startswith(f"about {released.peak / 1e9:.1f} GB of 8.6 GB: frozen weights 3.1, trained weights 0.5, ")
-    assert line.endswith("(8 rows, 1,840 tokens); may not fit")
+    assert line.startswith(f"about {released.training / 1e9:.1f} GB of 8.6 GB in training (8 rows, 1,840 tokens): ")
+    assert ": frozen weights 3.1, trained weights 0.5, " in line
+    assert line.endswith("; may not fit")
     assert "may not fit" not in released.line()
+    parts = [float(part.split()[-1]) for part in released.line().split("): ")[1].split(", ")]
+    assert sum(parts) == pytest.approx(released.training / 1e9, abs=0.05 * len(parts))  # each is rounded to 0.1
+
+
+def test_the_line_names_the_encoding_where_that_takes_most(released: Estimate) -> None:
+    small = replace(released, parts=(Part("frozen weights", 1e9),), encoding=4.2e9)
+    assert small.peak == 4.2e9
+    assert small.line().endswith("frozen weights 1.0; encoding audio before that takes 4.2 GB")
+    assert replace(small, available=4e9).line().endswith("takes 4.2 GB; may not fit")
 
 
 def arguments(*words: str) -> Arguments:
