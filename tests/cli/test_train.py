@@ -199,7 +199,7 @@ def test_what_a_changed_run_can_take_over(line, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", *short, *longer, "--lora_r", "16"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "a changed run goes on: --lora_r 8 → 16; --max_steps 2 → 4" in said
+    assert "going on with a changed run: --lora_r 8 → 16; --max_steps 2 → 4" in said
     assert "error: " in said
     assert "go on with the flags that the run began with" in said
     assert main(["train", *short, *longer, "--ema_decay", "0.5"]) == 0

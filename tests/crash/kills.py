@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from tests.crash.child import changes, finish, start
 from tests.processes import logs, train_words
-from vibevoice_finetune.training.run_checkpoints import complete_checkpoints, step_of
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints, damage, step_of
 
 FLAGS = (
     *("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 2, "--per_device_train_batch_size", 2),
@@ -37,12 +37,12 @@ class Tally:
         return self.by_change + self.by_clock
 
 
-def kill_and_resume(base: Path, jsonl: Path, num_kills: int, max_steps: int, seed: int, *extra: object) -> Tally:
+def kill_and_resume(base: Path, jsonl: Path, num_kills: int, seed: int, *extra: object) -> Tally:
     """Kill so many times, half at a change of a file and half by the clock; a run that came to its end starts anew.
 
-    After each kill every checkpoint that counts as complete is read whole, and the newest is not older than before.
+    After each kill every run checkpoint that counts as complete is read whole, and the newest is not older than before.
     """
-    flags = (*FLAGS, "--max_steps", max_steps, *extra)
+    flags = (*FLAGS, *extra)
     whole = base / "whole"
     began = time.monotonic()
     assert finish(start(_words(jsonl, whole, flags), whole, base / "whole.log"), 600) == 0, _said(base / "whole.log")
@@ -63,6 +63,7 @@ def kill_and_resume(base: Path, jsonl: Path, num_kills: int, max_steps: int, see
             process.kill()
         code = finish(process, 600)
         assert code in (0, -signal.SIGKILL), _said(log)
+        assert not [folder for folder in complete_checkpoints(out) if damage(folder)]
         steps = [check_whole(folder) for folder in complete_checkpoints(out)]
         assert max(steps, default=0) >= newest, f"step {newest} was lost, now {steps}"
         newest = max(steps, default=0)

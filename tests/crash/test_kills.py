@@ -22,14 +22,24 @@ def jsonl(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows"))
 
 
-def test_kills_at_random_moments_change_nothing(jsonl, tmp_path):
-    tally = kill_and_resume(tmp_path, jsonl, num_kills=3, max_steps=4, seed=1)
+@pytest.fixture(scope="module")
+def nine_rows(tmp_path_factory):
+    """Two are for evaluation, the other seven are two steps an epoch, the second one smaller.
+
+    So 2.2 epochs are 4.4 steps, rounded up: five, and the end is inside the third epoch.
+    """
+    return write_rows(tmp_path_factory.mktemp("nine"), 9)
+
+
+def test_kills_at_random_moments_change_nothing(nine_rows, tmp_path):
+    tally = kill_and_resume(tmp_path, nine_rows, 3, 1, "--num_train_epochs", 2.2)
     assert tally.kills == 3
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_nothing(jsonl, tmp_path):
-    tally = kill_and_resume(tmp_path, jsonl, num_kills=10, max_steps=4, seed=1)
+@pytest.mark.parametrize("length", [("--max_steps", 4), ("--num_train_epochs", 2.2)], ids=["steps", "epochs"])
+def test_ten_kills_at_random_moments_change_nothing(nine_rows, tmp_path, length):
+    tally = kill_and_resume(tmp_path, nine_rows, 10, 1, *length)
     assert tally.by_change >= 2
     assert tally.by_clock >= 2
 
