@@ -3,7 +3,7 @@
 Why: most complaints about adapters of VibeVoice are that something was silently not loaded. Here each tensor of a
 folder is applied, or the folder is refused and the model stays as it was; what was applied is reported.
 
-In: a folder of any shape that `adapter_folder` knows. Out: the model changed in place and a summary; or, for merging
+In: a folder of any shape that `read` knows. Out: the model changed in place and a summary; or, for merging
 without a model in memory, a function per tensor.
 
 LoRA's matrices stay float32 in a model of any dtype: the layer then adds `scaling * B A x` to its float32 value and
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vibevoice_finetune.adapters.attach import ADAPTER, fold, has_lora, inject_for_generation, lora_matrices
-from vibevoice_finetune.adapters.check import open_for
+from vibevoice_finetune.adapters.check import compare_language_model, open_for
 from vibevoice_finetune.adapters.files import Stored
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.read import (
@@ -116,7 +116,7 @@ def load_adapter(
 
     Raises:
         AdapterError: the folder is not whole, or does not fit the model, which then is as it was.
-        ArgumentError: the scale is no number.
+        ArgumentError: the scale is not a finite number.
     """
     _check_scale(scale)
     if has_lora(model):
@@ -124,6 +124,8 @@ def load_adapter(
     contents = open_for(parts.tensor_shapes(parts.config(model)), folder)
     matches = _base_matches(contents, base_fingerprint)
     warnings = list(contents.warnings)
+    copied = compare_language_model(contents, partial(_language_model_tensor, model))
+    warnings += [copied] if copied else []
     if matches is False:
         assert contents.info is not None
         message = (
@@ -170,7 +172,7 @@ def adapter_deltas(
 
     Raises:
         AdapterError: the folder is not whole, or does not fit.
-        ArgumentError: the scale is no number.
+        ArgumentError: the scale is not a finite number.
     """
     _check_scale(scale)
     contents = open_for(base_shapes, folder)
@@ -233,6 +235,16 @@ def _describe(part: BlockContents, block: nn.Module) -> AppliedBlock:
         files=tuple(sorted({stored.file for stored in tensors})),
         changes_base=changes,
     )
+
+
+def _language_model_tensor(model: nn.Module, name: str) -> Tensor | None:
+    """A tensor of the model's language model by its native name; the output matrix may be the embedding."""
+    if name.startswith("lm_head."):
+        return parts.lm_head(model).weight
+    try:
+        return parts.language_model(model).get_parameter(name.removeprefix(LANGUAGE_MODEL.native))
+    except AttributeError:
+        return None
 
 
 def _layer_name(part: BlockContents, native_name: str) -> str:

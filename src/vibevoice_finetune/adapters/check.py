@@ -6,19 +6,31 @@ whole, and be named.
 In: a folder and the shapes of the base model's tensors. Out: `AdapterContents` that can be applied as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vibevoice_finetune.adapters.files import Stored, check_finite
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vibevoice_finetune.adapters.files import Stored, check_finite, read_header_of, sha256
+from vibevoice_finetune.adapters.info import INFO_FILE
 from vibevoice_finetune.adapters.read import (
+    CONFIG_FILE,
+    HEAD,
+    HEAD_LORA_FOLDER,
+    LANGUAGE_MODEL,
+    TENSOR_FILES,
     AdapterContents,
     Block,
     BlockContents,
-    check_records,
     open_adapter,
 )
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.base_model.weights import read_tensors
 from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.files.headers import StoredTensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,7 +39,7 @@ def open_for(base_shapes: Shapes, folder: Path) -> AdapterContents:
     """Read an adapter that is to be applied to a base model, and check all of it.
 
     Args:
-        base_shapes: native names to shapes of the base model's tensors, as `vibevoice.tensor_shapes` gives them.
+        base_shapes: native names to shapes of the base model's tensors, as `parts.tensor_shapes` gives them.
         folder: the adapter, or a folder that holds it as `lora/`.
 
     Raises:
@@ -38,6 +50,87 @@ def open_for(base_shapes: Shapes, folder: Path) -> AdapterContents:
     _check_fits(contents, base_shapes)
     check_records(contents)
     return contents
+
+
+def check_records(contents: AdapterContents) -> None:
+    """Compare the files that were read with what was written: each is recorded, unchanged, and no block is gone.
+
+    A folder that another program wrote has no records; then nothing is checked.
+
+    Raises:
+        AdapterError: a file or a block is not as it was written.
+    """
+    if contents.info is None:
+        return
+    root, records = contents.folder, contents.records
+    for name in contents.used:
+        if name not in records:
+            raise AdapterError(f"{root / name}: is not recorded in {INFO_FILE}; it was added after the run; remove it")
+        if sha256(root / name) != records[name].sha256:
+            raise AdapterError(
+                f"{root / name}: is not what was written (its SHA-256 differs from {INFO_FILE}); copy it again"
+            )
+    there = {_folder_of_block(part.block.folder) for part in contents.blocks}
+    there |= {LANGUAGE_MODEL.folder} if contents.placeholder else set()
+    for name in records:
+        if name in (*TENSOR_FILES, CONFIG_FILE) and _folder_of_block(Path(name).parent.name) not in there:
+            raise AdapterError(
+                f"{root / name}: is missing, {INFO_FILE} says that it was written; copy the folder again"
+            )
+
+
+def base_tensors(tensors: Mapping[str, StoredTensor]) -> Callable[[str], Tensor | None]:
+    """A base model's tensors for `compare_language_model`, each read from its file when it is asked for."""
+    return lambda name: next(read_tensors({name: tensors[name]}))[1] if name in tensors else None
+
+
+def compare_language_model(contents: AdapterContents, base: Callable[[str], Tensor | None]) -> str | None:
+    """Compare the whole language model that older trainers leave in a folder with the base's.
+
+    Args:
+        contents: of the folder.
+        base: gives the base model's tensor of a native name; None if it has none, or none that can be compared.
+
+    Returns:
+        What a user should be told; None if the folder holds no such model.
+
+    Raises:
+        AdapterError: it differs from the base: a language model that was trained whole cannot be applied here.
+    """
+    if not contents.language_model_copy:
+        return None
+    differing: list[str] = []
+    count = 0
+    for path in contents.language_model_copy:
+        names = [stored.name for stored in read_header_of(path).tensors]
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in names:
+                count += 1
+                if not _equal(file.get_tensor(name), base(_native_name(name))):
+                    differing.append(name)
+    file_names = ", ".join(path.name for path in contents.language_model_copy[:3])
+    if not differing:
+        return f"{contents.folder}: {file_names} is a copy of the base's language model, all {count} tensors; not used"
+    raise AdapterError(
+        f"{contents.folder}: {file_names} holds a whole language model, of which {len(differing)} of {count} tensors "
+        f"are not the base model's, {shown(differing[0])} for one. If it belongs to another base model, give that as "
+        "--model_name_or_path. If it was trained whole, it cannot be applied as an adapter; move it elsewhere to "
+        "use the other parts"
+    )
+
+
+def _native_name(name: str) -> str:
+    for prefix in ("model.", "language_model."):
+        name = name.removeprefix(prefix)
+    return name if name.startswith("lm_head.") else tensor_names.LANGUAGE_MODEL + name
+
+
+def _equal(found: Tensor, base: Tensor | None) -> bool:
+    """Equal up to the rounding to the coarser of the two dtypes."""
+    if base is None or base.shape != found.shape:
+        return False
+    base = base.to("cpu")
+    return torch.equal(found.to(base.dtype), base) or torch.equal(base.to(found.dtype), found)
 
 
 def _check_fits(contents: AdapterContents, base_shapes: Shapes) -> None:
@@ -109,3 +202,7 @@ def _check_lora_is_whole(part: BlockContents, base_shapes: Shapes) -> None:
                 f"{file}: tensor base_model.model.{module}.lora_A.weight is missing; {part.rules.where} names its "
                 "module; copy the folder again, or give the base model that it was made for"
             )
+
+
+def _folder_of_block(folder: str) -> str:
+    return HEAD.folder if folder == HEAD_LORA_FOLDER else folder

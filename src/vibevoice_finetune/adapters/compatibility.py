@@ -1,12 +1,13 @@
 """Which programs can load a folder, and what of it they would ignore.
 
-Why: each of the programs looks for its own file names and is silent about the rest. What they read is written down
-here, from their code, once.
+Why: each of the programs looks for its own file names and is silent about the rest. What they list and what they read
+is written down here, from their code, once.
 
 In: what an adapter folder holds, or a checkpoint's layout. Out: lines to read.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vibevoice_finetune.adapters.files import is_file_inside
 from vibevoice_finetune.adapters.read import (
@@ -20,28 +21,62 @@ from vibevoice_finetune.adapters.read import (
     AdapterContents,
     BlockContents,
 )
+from vibevoice_finetune.audio.decode import shown
+from vibevoice_finetune.base_model.tensor_names import to_original
+
+_CAUSAL_LM = "with transformers 4.51.3; 4.57.6 refuses task_type CAUSAL_LM"  # measured, with PEFT 0.15.2 to 0.21.2
+_PEFT_NAME = "base_model.model."
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What a program looks for.
+
+    Attributes:
+        name: for people.
+        lists: whether it offers a list of folders, of those with PEFT's two files.
+        head_files: where it reads the diffusion head.
+        connector_files: where it reads a connector, within the connector's folder.
+    """
+
+    name: str
+    lists: bool
+    head_files: tuple[str, ...]
+    connector_files: tuple[str, ...]
+
+
+_PROGRAMS = (
+    _Program("the community's inference script", False, HEAD_FILES[1:2], CONNECTOR_FILES[1:]),
+    _Program("the ComfyUI nodes", True, HEAD_FILES[:2], CONNECTOR_FILES),
+)
 
 
 def lines_for_adapter(contents: AdapterContents, task_type: str | None) -> Iterator[str]:
-    """Who reads which parts of an adapter folder.
+    """Who lists a folder and reads which parts of it.
 
     Args:
         contents: of the folder.
         task_type: that its `adapter_config.json` names.
     """
     yield "  vibevoice-finetune: every part"
-    for program, head_files, connector_files in (
-        ("the community's inference script", HEAD_FILES[1:2], CONNECTOR_FILES[1:]),
-        ("the ComfyUI nodes", HEAD_FILES[:2], CONNECTOR_FILES),
-    ):
+    for program in _PROGRAMS:
+        if program.lists and not _is_listed(contents):
+            yield (
+                f"  {program.name}: not in their lists, which ask for {CONFIG_FILE} and {LORA_FILES[0]}; "
+                "run inspect --fix, or merge"
+            )
+            continue
         read: list[str] = []
         ignored: list[str] = []
         for part in contents.blocks:
-            fault = _fault(contents, part, task_type, head_files, connector_files)
-            (ignored if fault else read).append(part.block.title + (f" ({fault})" if fault else ""))
+            fault = _fault(contents, part, program)
+            if fault:
+                ignored.append(f"{part.block.title} ({fault})")
+            else:
+                read.append(part.block.title + _condition(part, task_type))
         words = ", ".join(read) or "nothing"
-        yield f"  {program}: {words}" + (f"; would ignore: {', '.join(ignored)}" if ignored else "")
-    yield "  " + _peft_line(contents, task_type)
+        yield f"  {program.name}: {words}" + (f"; would ignore: {', '.join(ignored)}" if ignored else "")
+    yield f"  PEFT, on the Qwen2 model inside: {_peft(contents, task_type)}"
 
 
 def lines_for_checkpoint(native: bool) -> Iterator[str]:
@@ -54,44 +89,53 @@ def lines_for_checkpoint(native: bool) -> Iterator[str]:
         yield "  not transformers: it raises nothing and builds a model of other sizes; run `convert --layout native`"
 
 
-def _fault(
-    contents: AdapterContents,
-    part: BlockContents,
-    task_type: str | None,
-    head_files: tuple[str, ...],
-    connector_files: tuple[str, ...],
-) -> str | None:
-    """Why a program that reads these files does not get the part; None if it does."""
+def _is_listed(contents: AdapterContents) -> bool:
+    """One node lists folders with either file of PEFT, another only those with both."""
+    return is_file_inside(contents.folder, CONFIG_FILE) and any(
+        is_file_inside(contents.folder, file) for file in LORA_FILES
+    )
+
+
+def _fault(contents: AdapterContents, part: BlockContents, program: _Program) -> str | None:
+    """Why a program does not get a part; None if it does."""
     if part.block is LANGUAGE_MODEL:
-        return _language_model_fault(part, task_type)
+        return _language_model_fault(part)
     if part.block is HEAD:
-        wanted = head_files
+        wanted = program.head_files
     else:
         assert part.block in CONNECTORS
-        wanted = tuple(f"{part.block.folder}/{file}" for file in connector_files)
-    if any(is_file_inside(contents.folder, name) for name in wanted):
-        if part.block is HEAD and part.low_rank and part.full:
-            return "its names are PEFT's"
-        return None
-    return f"it looks for {' or '.join(wanted)}"
-
-
-def _language_model_fault(part: BlockContents, task_type: str | None) -> str | None:
-    """PEFT wraps the Qwen2 model itself, so names that begin with more of the whole model find no module."""
-    if part.wrapper:
-        return f"its tensors' names begin with base_model.model.{part.wrapper}"
-    if task_type == "CAUSAL_LM":
-        return "current versions of PEFT refuse task_type CAUSAL_LM here"
+        wanted = tuple(f"{part.block.folder}/{file}" for file in program.connector_files)
+    if not any(is_file_inside(contents.folder, name) for name in wanted):
+        return f"it looks for {' or '.join(wanted)}"
+    if part.block is HEAD and part.low_rank and part.full:
+        return "its names are PEFT's"
+    for native, stored in (part.full or part.spare).items():
+        expected = to_original(native).removeprefix(part.block.original)
+        if stored.name != expected:
+            return f"its tensors' names are not the original's: {shown(stored.name)} should be {expected}"
     return None
 
 
-def _peft_line(contents: AdapterContents, task_type: str | None) -> str:
+def _language_model_fault(part: BlockContents) -> str | None:
+    """PEFT wraps the Qwen2 model itself, so names that begin with more of the whole model find no module."""
+    name = next(iter(part.low_rank.values())).down.name
+    begins = name.partition("layers.")[0]
+    return None if begins == _PEFT_NAME else f"its tensors' names begin with {shown(begins)}"
+
+
+def _condition(part: BlockContents, task_type: str | None) -> str:
+    return f" ({_CAUSAL_LM})" if part.block is LANGUAGE_MODEL and task_type == "CAUSAL_LM" else ""
+
+
+def _peft(contents: AdapterContents, task_type: str | None) -> str:
     part = next((part for part in contents.blocks if part.block is LANGUAGE_MODEL), None)
-    name = "PEFT, on the Qwen2 model inside"
+    if contents.placeholder:
+        return "nothing; the pair of zeros there only makes ComfyUI list the folder"
     if part is None:
-        return f"{name}: nothing; there is no {CONFIG_FILE} with {LORA_FILES[0]}"
-    fault = _language_model_fault(part, task_type)
+        return f"nothing; there is no {CONFIG_FILE} with {LORA_FILES[0]}"
+    fault = _language_model_fault(part)
     if fault is not None:
-        return f"{name}: nothing ({fault})"
+        return f"nothing ({fault})"
     others = [other.block.title for other in contents.blocks if other is not part]
-    return f"{name}: language model" + (f"; would ignore: {', '.join(others)}" if others else "")
+    ignored = f"; would ignore: {', '.join(others)}" if others else ""
+    return f"language model{_condition(part, task_type)}{ignored}"

@@ -1,7 +1,7 @@
 """What is inside an adapter or a checkpoint, as lines to read.
 
 Why: "my LoRA has no effect" is answered by looking: which parts are there, do they differ from the base, and does the
-tool that is to play them read the files that they lie in.
+program that is to play them list the folder and read its files.
 
 In: a folder, and a base checkpoint if it is to be compared. Out: an `Inspection`. No model is built; a comparison
 holds one tensor of each side in memory.
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vibevoice_finetune.adapters.check import open_for
+from vibevoice_finetune.adapters.check import base_tensors, check_records, compare_language_model, open_for
 from vibevoice_finetune.adapters.compatibility import lines_for_adapter, lines_for_checkpoint
 from vibevoice_finetune.adapters.files import check_finite, read_json
 from vibevoice_finetune.adapters.read import (
@@ -25,7 +25,6 @@ from vibevoice_finetune.adapters.read import (
     AdapterContents,
     BlockContents,
     LowRank,
-    check_records,
     open_adapter,
 )
 from vibevoice_finetune.base_model import tensor_names
@@ -135,6 +134,8 @@ def inspect_adapter(folder: Path, base: Checkpoint | None) -> Inspection:
     stored_base = {} if base is None else weight_index(base).tensors
     parts = tuple(_adapter_part(contents, part, stored_base) for part in contents.blocks)
     warnings = [*contents.warnings]
+    copied = _copy_warning(contents, base, stored_base)
+    warnings += [copied] if copied else []
     if contents.info is not None and fingerprint not in (None, contents.info.base_fingerprint):
         warnings.append(
             f"{contents.folder}: was made on another base model ({contents.info.base_model}); changes are counted "
@@ -191,6 +192,24 @@ def inspect_checkpoint(checkpoint: Checkpoint, base: Checkpoint | None) -> Inspe
     )
     readers = tuple(lines_for_checkpoint(checkpoint.layout is Layout.NATIVE))
     return Inspection((heading, *_checkpoint_facts(checkpoint)), parts, readers, ())
+
+
+def _copy_warning(
+    contents: AdapterContents, base: Checkpoint | None, tensors: Mapping[str, StoredTensor]
+) -> str | None:
+    """What to say of a whole language model beside the parts; one that differs from the base is only reported."""
+    if not contents.language_model_copy:
+        return None
+    if base is None:
+        names = ", ".join(path.name for path in contents.language_model_copy[:3])
+        return (
+            f"{contents.folder}: {names} holds a whole language model, which is not applied; "
+            "give --model_name_or_path to compare it with the base's"
+        )
+    try:
+        return compare_language_model(contents, base_tensors(tensors))
+    except AdapterError as error:
+        return str(error)
 
 
 def _checkpoint_facts(checkpoint: Checkpoint) -> Iterator[str]:

@@ -8,6 +8,7 @@ settings that the layout's readers look for. A native folder loads with transfor
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from vibevoice_finetune.adapters.apply import adapter_deltas
+from vibevoice_finetune.adapters.check import base_tensors, compare_language_model
+from vibevoice_finetune.adapters.files import is_file_inside
 from vibevoice_finetune.adapters.read import open_adapter
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.config import Layout, config_to_original
 from vibevoice_finetune.base_model.load import (
     Checkpoint,
@@ -37,14 +40,33 @@ from vibevoice_finetune.base_model.processor import (
     write_native_files,
     write_original_files,
 )
+from vibevoice_finetune.base_model.stored_types import FLOATS_8
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
-from vibevoice_finetune.base_model.weights import INDEX_FILE, MAX_SHARD_BYTES, read_tensors, write_weights
+from vibevoice_finetune.base_model.weights import MAX_SHARD_BYTES, read_tensors, write_weights
 from vibevoice_finetune.errors import ArgumentError, CheckpointError
+from vibevoice_finetune.files.atomic import write_json, writing_folder
 from vibevoice_finetune.files.headers import StoredTensor
+from vibevoice_finetune.files.locks import locked
 
 CONFIG_FILE = "config.json"
-_SMALL_FILES = (".json", ".txt", ".jinja")
+_SMALL_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What a model's readers look for beside the weights; nothing else of a folder is copied."""
+
+_LOST_SHARE = 0.1
+"""A merged model that lacks more of the adapter's change than this is spoken of."""
 
 Deltas = Mapping[str, Callable[[Tensor], Tensor]]
 """For each tensor that an adapter changes, the function from the base's to the merged one."""
@@ -98,57 +120,130 @@ class Exported:
     warnings: tuple[str, ...]
 
 
+@dataclass
+class _Rounding:
+    """What rounding leaves of an adapter's change, summed over tensors: 1 if all of it, 0 if none moved."""
+
+    kept: float = 0.0
+    whole: float = 0.0
+
+    def add(self, base: Tensor, merged: Tensor, written: Tensor) -> None:
+        """Count one tensor: the base as it would be written, the exact result, the result as it is written."""
+        change = (merged - base).flatten()
+        moved = written.float().flatten() - base.to(written.dtype).float().flatten()
+        self.kept += float(torch.dot(moved, change))
+        self.whole += float(torch.dot(change, change))
+
+    def lost(self) -> float:
+        """Share of the change that is gone."""
+        return 1 - self.kept / self.whole if self.whole > 0 and math.isfinite(self.whole) else 0.0
+
+
 def export(request: ExportRequest) -> Exported:
     """Write a checkpoint anew.
 
     Raises:
         ArgumentError: the output is there already or cannot be made.
-        CheckpointError: the base or its text tokenizer cannot be used, its configuration cannot be said in the other
-            layout, or the disk is full; nothing is left behind.
+        CheckpointError: the base or its text tokenizer cannot be used, its configuration cannot be expressed in the
+            other layout, or a value to be written is not finite; nothing is left behind.
         AdapterError: the adapter cannot be read or does not fit.
+        WriteError: the output cannot be written; nothing is left behind.
+        InUseError: another process is writing there.
     """
     output = request.output.expanduser().absolute()
     _check_output(output)
+    with locked(output, "convert" if request.adapter is None else "merge"):
+        _check_output(output)
+        return _export(request, output)
+
+
+def _export(request: ExportRequest, output: Path) -> Exported:
     checkpoint = open_checkpoint(request.name_or_path, request.cache_dir)
     layout = request.layout or checkpoint.layout
     tokenizer = _tokenizer(checkpoint, layout, request)
     if layout is Layout.NATIVE and tokenizer is not None:
         checkpoint = with_special_tokens(checkpoint, special_tokens(tokenizer))
-    config = _config_json(checkpoint, layout, request.dtype)  # refuses what the layout cannot say, before any writing
     index = weight_index(checkpoint)
     deltas: Deltas = {}
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = []
     if request.adapter is not None:
         deltas = adapter_deltas(request.adapter, tensor_shapes(checkpoint.config), scale=request.adapter_scale)
-        warnings = _base_warnings(checkpoint, request.adapter)
-    staging = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir()
+        warnings += _base_warnings(checkpoint, request.adapter, index.tensors)
+    dtypes = _Dtypes(request.dtype, rounds_up=bool(deltas))
+    num_float8 = sum(stored.dtype in FLOATS_8 for stored in index.tensors.values())
+    config_dtype = torch.bfloat16 if num_float8 and deltas and request.dtype is None else request.dtype
+    # Refuses what the layout cannot say before anything is written.
+    config = _config_json(checkpoint, layout, config_dtype)
+    rounding = _Rounding()
+    with writing_folder(output) as staging:
         _write_small_files(staging, checkpoint, layout, tokenizer)
-        (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = _result(index.tensors, deltas, layout, request.dtype)
-        write_weights(staging, tensors, request.max_shard_bytes)
-        _finish(staging)
-        staging.rename(output)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{request.output}: could not be written: {error}; make room on the disk or name another place; "
-            "nothing was left behind"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_json(staging / CONFIG_FILE, config)
+        write_weights(staging, _result(index.tensors, deltas, layout, dtypes, rounding), request.max_shard_bytes)
+    if num_float8 and config_dtype is not request.dtype:
+        warnings.append(
+            f"{checkpoint.source}: {num_float8} of {len(index.tensors)} tensors are stored in 8 bits, which would "
+            "round the adapter's change away; they are written in bf16"
+        )
+    if rounding.lost() > _LOST_SHARE:
+        warnings.append(
+            f"{request.output}: rounding to the model's number format takes {rounding.lost():.0%} of the adapter's "
+            "change away; --dtype float32 keeps all of it, and so does generate --adapter"
+        )
     num_bytes = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    return Exported(request.output, layout, len(index.tensors), len(deltas), num_bytes, warnings)
+    return Exported(request.output, layout, len(index.tensors), len(deltas), num_bytes, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class _Dtypes:
+    """In which number format tensors are written.
+
+    Attributes:
+        asked: for all tensors; None for what each is stored in.
+        rounds_up: whether tensors of 8 bits become bf16.
+    """
+
+    asked: torch.dtype | None
+    rounds_up: bool
+
+    def of(self, stored: torch.dtype) -> torch.dtype:
+        """The format of a tensor that is stored in this one."""
+        if self.asked is not None:
+            return self.asked
+        return torch.bfloat16 if self.rounds_up and stored.itemsize == 1 else stored
 
 
 def _result(
-    tensors: Mapping[str, StoredTensor], deltas: Deltas, layout: Layout, dtype: torch.dtype | None
+    tensors: Mapping[str, StoredTensor], deltas: Deltas, layout: Layout, dtypes: _Dtypes, rounding: _Rounding
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors to be written, in turn: merged in float32, rounded once."""
     for name, base in read_tensors(tensors):
-        value = deltas[name](base.float()) if name in deltas else base
-        yield (to_original(name) if layout is Layout.ORIGINAL else name), value.to(dtype or base.dtype)
+        dtype = dtypes.of(base.dtype)
+        value = base.to(dtype)
+        if name in deltas:
+            exact = base.float()
+            merged = deltas[name](exact)
+            value = merged.to(dtype)
+            if dtype not in (torch.float32, torch.float64):
+                rounding.add(exact, merged, value)
+        _check_finite(tensors[name], base, value)
+        yield (to_original(name) if layout is Layout.ORIGINAL else name), value
+
+
+def _check_finite(stored: StoredTensor, base: Tensor, value: Tensor) -> None:
+    if _finite(value):
+        return
+    where = f"{stored.file}: tensor {shown(stored.name)}"
+    if not _finite(base):
+        raise CheckpointError(f"{where} has values that are not finite numbers; download the model again")
+    dtype = str(value.dtype).removeprefix("torch.")
+    raise CheckpointError(
+        f"{where} would have values that are not finite numbers in {dtype} after merging; "
+        "nothing was written; choose --dtype bf16 or float32, or a smaller --adapter_scale"
+    )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
 
 
 def _config_json(checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype | None) -> Json:
@@ -193,9 +288,9 @@ def _has_processor(checkpoint: Checkpoint) -> bool:
 
 def _write_small_files(folder: Path, checkpoint: Checkpoint, layout: Layout, tokenizer: Qwen2Tokenizer | None) -> None:
     if checkpoint.layout is layout:
-        for path in sorted(checkpoint.folder.iterdir()):
-            if path.suffix in _SMALL_FILES and path.name not in (CONFIG_FILE, INDEX_FILE) and path.is_file():
-                shutil.copyfile(path, folder / path.name)
+        for name in _SMALL_FILES:
+            if is_file_inside(checkpoint.folder, name):
+                shutil.copyfile(checkpoint.folder / name, folder / name)
     if layout is Layout.NATIVE:
         if tokenizer is not None:
             write_native_files(folder, checkpoint.config, tokenizer)
@@ -205,18 +300,20 @@ def _write_small_files(folder: Path, checkpoint: Checkpoint, layout: Layout, tok
         tokenizer.save_pretrained(folder)
 
 
-def _base_warnings(checkpoint: Checkpoint, adapter: Path) -> tuple[str, ...]:
+def _base_warnings(checkpoint: Checkpoint, adapter: Path, tensors: Mapping[str, StoredTensor]) -> list[str]:
     contents = open_adapter(adapter)
     warnings = list(contents.warnings)
+    copied = compare_language_model(contents, base_tensors(tensors))
+    warnings += [copied] if copied else []
     if contents.info is not None:
         fingerprint = model_fingerprint(checkpoint)
         if contents.info.base_fingerprint != fingerprint:
             warnings.append(
                 f"{contents.folder}: was made on another base model ({contents.info.base_model}, fingerprint "
                 f"{contents.info.base_fingerprint}; {checkpoint.source} has {fingerprint}); merge into that one, or "
-                "listen closely"
+                "listen carefully to the result"
             )
-    return tuple(warnings)
+    return warnings
 
 
 def _check_output(output: Path) -> None:
@@ -226,16 +323,3 @@ def _check_output(output: Path) -> None:
         raise ArgumentError(f"--output {output}: there is no folder {output.parent}; make it, or name another place")
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise ArgumentError(f"--output {output}: {output.parent} is not writable; name another place")
-
-
-def _finish(folder: Path) -> None:
-    """Bring all bytes to the disk, readable for whom the umask allows (safetensors makes files for their owner)."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -4,15 +4,20 @@ Why: adapters of VibeVoice come in several shapes (this package's, the community
 adapters of the head, flat or nested), and most complaints about them are that something in them was silently not
 loaded. Here every tensor of a folder gets its place in the model, or the folder is refused with the tensor's name.
 
-In: a folder. Out: `AdapterContents`, by the names of transformers' classes; `adapter_fit` holds them against a model.
+In: a folder. Out: `AdapterContents`, by the names of transformers' classes; `check` compares them with a model.
 
 The shapes that are read, each flat or inside `lora/`:
 
 - language model: `adapter_config.json` with `adapter_model.safetensors` or `.bin`, of any PEFT task type;
 - diffusion head, full: `diffusion_head/model.safetensors`, `diffusion_head/diffusion_head_full.bin` or
   `diffusion_head_full.bin`, in the original's names, or as the state dict of a PEFT model;
-- diffusion head, LoRA: `diffusion_head_lora/` (this package) or `diffusion_head/` (others) with the two PEFT files;
+- diffusion head, LoRA: `diffusion_head_lora/` (this package, under names that no other program takes for an adapter of
+  its own) or `diffusion_head/` (others) with a configuration and tensors of PEFT;
 - connectors: `model.safetensors` or `pytorch_model.bin` in `acoustic_connector/` and `semantic_connector/`.
+
+Names of tensors may carry what wrappers add (`_orig_mod.` of torch.compile, `module.` of DDP, `base_model.model.` of
+PEFT). A whole language model beside the parts, which older trainers leave there untrained, is not applied; `check`
+compares it with the base model.
 
 Where one part is there in several forms, the first of the list that exists is read, safetensors before `.bin`; a LoRA
 of the head goes before a full head, which then is the same head merged.
@@ -25,16 +30,13 @@ from pathlib import Path
 
 import torch
 
-from vibevoice_finetune.adapters.files import (
-    Stored,
-    is_file_inside,
-    read_tensors,
-    sha256,
-)
+from vibevoice_finetune.adapters.files import Stored, is_file_inside, read_tensors
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, FileRecord, read_info
 from vibevoice_finetune.adapters.lora_config import LoraRules, read_lora_rules
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.errors import AdapterError, CheckpointError
+from vibevoice_finetune.files.atomic import settle
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ NESTED = "lora"
 CONFIG_FILE = "adapter_config.json"
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 HEAD_LORA_FOLDER = "diffusion_head_lora"
+HEAD_LORA_CONFIG = f"{HEAD_LORA_FOLDER}/lora_config.json"
+HEAD_LORA_FILE = f"{HEAD_LORA_FOLDER}/lora.safetensors"
 HEAD_FILES = (
     "diffusion_head/model.safetensors",
     "diffusion_head/diffusion_head_full.bin",
@@ -68,17 +72,29 @@ HEAD_FILES = (
 )
 CONNECTOR_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_LORA_FOLDERS = ("", "diffusion_head_lora/", "diffusion_head/")
-_TENSOR_FILES = (
-    *(folder + file for folder in _LORA_FOLDERS for file in LORA_FILES),
+# A configuration and the files that its tensors may lie in.
+_LANGUAGE_MODEL_LORA = (CONFIG_FILE, LORA_FILES)
+_HEAD_LORAS = (
+    (HEAD_LORA_CONFIG, (HEAD_LORA_FILE,)),
+    *(
+        (f"{folder}/{CONFIG_FILE}", tuple(f"{folder}/{file}" for file in LORA_FILES))
+        for folder in (HEAD_LORA_FOLDER, HEAD.folder)
+    ),
+)
+TENSOR_FILES = (
+    *(file for _, files in (_LANGUAGE_MODEL_LORA, *_HEAD_LORAS) for file in files),
     *HEAD_FILES,
     *(f"{block.folder}/{file}" for block in CONNECTORS for file in CONNECTOR_FILES),
 )
+_FOLDERS = ("", HEAD_LORA_FOLDER, *(block.folder for block in (HEAD, *CONNECTORS)))
 _TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-# What Trainer puts beside an adapter; no part of the model.
+# What Trainer puts beside an adapter; not part of the model.
 _TRAINER_STATE = re.compile(r"training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth")
+# What `save_pretrained` of a language model without LoRA writes.
+_LANGUAGE_MODEL_COPY = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
-_LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight")
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+|(?<=base_model\.model\.)(module\.)+|_orig_mod\.")
+_LORA_TENSOR = re.compile(r"(base_model\.model\.)*(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight")
 # What may stand between `base_model.model.` and the block's own names: how much of the model PEFT was wrapped around.
 _LANGUAGE_MODEL_WRAPPERS = ("model.language_model.", "language_model.", "model.", "")
 _HEAD_WRAPPERS = ("base.", "")
@@ -125,6 +141,8 @@ class AdapterContents:
     info: AdapterInfo | None  # of folders that this package wrote
     records: Mapping[str, FileRecord]  # of the same
     blocks: tuple[BlockContents, ...]
+    language_model_copy: tuple[Path, ...]  # files with a whole language model, which is not applied
+    placeholder: bool  # whether a pair of zeros stands where the language model's LoRA would be
     used: tuple[str, ...]  # files that were read
     unread: tuple[str, ...]  # files that hold a part which was read from another file
     warnings: tuple[str, ...]
@@ -133,66 +151,57 @@ class AdapterContents:
 def open_adapter(folder: Path) -> AdapterContents:
     """Read an adapter folder of any known shape.
 
-    Tensors are mapped, not copied. `adapter_fit.open_for` also checks their values and that they fit a model.
+    Tensors are mapped, not copied. `check.open_for` also checks their values and that they fit a model.
 
     Args:
         folder: the adapter, or a folder that holds it as `lora/` (a run's output, a `checkpoint-N`).
 
     Raises:
-        AdapterError: there is none or more than one, a file is torn, a tensor has no place or no partner.
+        AdapterError: there is none or more than one, a file is cut off, a tensor has no place or no partner.
     """
     root = _find_root(folder)
-    files = frozenset(name for name in _TENSOR_FILES if is_file_inside(root, name))
-    _refuse_strays(root)
+    files = frozenset(name for name in TENSOR_FILES if is_file_inside(root, name))
+    copies = _find_strays(root)
     info, records = read_info(root / INFO_FILE) if is_file_inside(root, INFO_FILE) else (None, {})
     warnings: list[str] = []
-    head = _read_head(root, files)
+    language_model, head = _read_language_model(root, files), _read_head(root, files)
     if head.spare and info is None:
         warnings.append(
             f"{root}: holds the diffusion head as LoRA and in full; the LoRA is applied, the full copy is not"
         )
-    parts = (_read_language_model(root, files), head, *(_read_connector(root, files, block) for block in CONNECTORS))
-    blocks = tuple(part for part in parts if part.low_rank or part.full)
-    used = _used_files(root, blocks)
+    parts = (language_model, head, *(_read_connector(root, files, block) for block in CONNECTORS))
+    placeholder = _is_placeholder(language_model)
+    used = _used_files(root, parts)
     return AdapterContents(
-        root, info, records, blocks, tuple(sorted(used)), tuple(sorted(files - used)), tuple(warnings)
+        folder=root,
+        info=info,
+        records=records,
+        blocks=tuple(
+            part for part in parts if (part.low_rank or part.full) and not (placeholder and part is language_model)
+        ),
+        language_model_copy=copies,
+        placeholder=placeholder,
+        used=tuple(sorted(used)),
+        unread=tuple(sorted(files - used)),
+        warnings=tuple(warnings),
     )
 
 
-def check_records(contents: AdapterContents) -> None:
-    """Hold the files that were read against what was written: each is recorded, unchanged, and no block is gone.
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter rather than a model, as far as the names in it tell.
 
-    A folder that another program wrote has no records, and nothing is checked.
-
-    Raises:
-        AdapterError: a file or a block is not as it was written.
+    Older trainers leave a `config.json`, which models have, in the folder of an adapter.
     """
-    if contents.info is None:
-        return
-    root, records = contents.folder, contents.records
-    for name in contents.used:
-        if name not in records:
-            raise AdapterError(f"{root / name}: is not recorded in {INFO_FILE}; it was added after the run; remove it")
-        if sha256(root / name) != records[name].sha256:
-            raise AdapterError(
-                f"{root / name}: is not what was written (its SHA-256 differs from {INFO_FILE}); copy it again"
-            )
-    there = {_folder_of_block(part.block.folder) for part in contents.blocks}
-    for name in records:
-        if name in (*_TENSOR_FILES, CONFIG_FILE) and _folder_of_block(Path(name).parent.name) not in there:
-            raise AdapterError(
-                f"{root / name}: is missing, {INFO_FILE} says that it was written; copy the folder again"
-            )
+    places = [folder / block.folder for block in (HEAD, *CONNECTORS)]
+    return any(_holds_parts(root) for root in (folder, folder / NESTED)) or any(place.is_dir() for place in places)
 
 
 def _find_root(folder: Path) -> Path:
+    for place in (folder, folder / NESTED):
+        settle(place)  # what a crash left half replaced is put back
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        previous = folder.with_name(f".{folder.name}.previous")
-        hint = f"; {previous} holds what it held when its replacement was interrupted" if previous.is_dir() else ""
-        raise AdapterError(
-            f"{folder}: {found}; give the folder of an adapter, such as OUT/lora or OUT/checkpoint-100{hint}"
-        )
+        raise AdapterError(f"{folder}: {found}; give the folder of an adapter, such as OUT/lora or OUT/checkpoint-100")
     roots = [root for root in (folder / NESTED, folder) if _holds_parts(root)]
     if len(roots) == 2:
         raise AdapterError(f"{folder}: there is an adapter in it and another in {roots[0]}; name the one that you mean")
@@ -207,44 +216,60 @@ def _find_root(folder: Path) -> Path:
 
 
 def _holds_parts(root: Path) -> bool:
-    return any((root / name).is_file() for name in (CONFIG_FILE, INFO_FILE, *_TENSOR_FILES))
+    return any((root / name).is_file() for name in (CONFIG_FILE, INFO_FILE, *TENSOR_FILES))
 
 
-def _refuse_strays(root: Path) -> None:
-    """Every file that could hold tensors must be one that is read, or known to be none of the model's."""
-    for sub in ("", *_LORA_FOLDERS[1:], *(f"{block.folder}/" for block in CONNECTORS)):
-        folder = root / sub
+def _find_strays(root: Path) -> tuple[Path, ...]:
+    """Every file that could hold tensors must be one that is read, or known not to be needed.
+
+    Returns:
+        The files of a whole language model.
+    """
+    copies: list[Path] = []
+    for name in _FOLDERS:
+        folder = root / name
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            unknown = path.suffix in _TENSOR_SUFFIXES and sub + path.name not in _TENSOR_FILES
-            if unknown and not _TRAINER_STATE.fullmatch(path.name):
-                raise AdapterError(
-                    f"{path}: is no part of an adapter that is known here, so its tensors would have no effect; "
-                    "move it elsewhere if it does not belong here"
-                )
+            inside = path.relative_to(root).as_posix()
+            if path.suffix not in _TENSOR_SUFFIXES or inside in TENSOR_FILES or _TRAINER_STATE.fullmatch(path.name):
+                continue
+            if _LANGUAGE_MODEL_COPY.fullmatch(inside) and is_file_inside(root, inside):
+                copies.append(path)
+                continue
+            raise AdapterError(
+                f"{folder / shown(path.name)}: is not a known part of an adapter, so its tensors would have no "
+                "effect; move it elsewhere if it does not belong here"
+            )
+    return tuple(copies)
 
 
 def _read_language_model(root: Path, files: frozenset[str]) -> BlockContents:
-    found = _read_peft(root, "", files)
+    found = _read_peft(root, *_LANGUAGE_MODEL_LORA, files)
     if found is None:
         return BlockContents(LANGUAGE_MODEL)
     rules, tensors = found
     return _pair_up(LANGUAGE_MODEL, rules, tensors, _LANGUAGE_MODEL_WRAPPERS)
 
 
+def _is_placeholder(part: BlockContents) -> bool:
+    """Whether the part is the single pair of zeros that makes other programs list a folder."""
+    pairs = list(part.low_rank.values())
+    return len(pairs) == 1 and pairs[0].rank == 1 and not pairs[0].down.tensor.any() and not pairs[0].up.tensor.any()
+
+
 def _read_head(root: Path, files: frozenset[str]) -> BlockContents:
-    ours, theirs = (_read_peft(root, folder, files) for folder in _LORA_FOLDERS[1:])
-    if ours is not None and theirs is not None:
-        raise AdapterError(f"{root}: holds two LoRAs of the diffusion head, in {' and '.join(_LORA_FOLDERS[1:])}")
-    peft = ours or theirs
+    found = [peft for place in _HEAD_LORAS if (peft := _read_peft(root, *place, files)) is not None]
+    if len(found) > 1:
+        places = " and ".join(rules.where.relative_to(root).as_posix() for rules, _ in found)
+        raise AdapterError(f"{root}: holds more than one LoRA of the diffusion head ({places}); keep one of them")
     file = next((name for name in HEAD_FILES if name in files), None)
     tensors = {} if file is None else read_tensors(root / file)
-    if peft is None:
+    if not found:
         return BlockContents(HEAD, full=_by_native_name(HEAD, tensors))
-    rules, matrices = peft
+    rules, matrices = found[0]
     part = _pair_up(HEAD, rules, matrices, _HEAD_WRAPPERS)
-    if not any(_LORA_TENSOR.fullmatch(name) for name in tensors):
+    if not any(_LORA_TENSOR.fullmatch(_unwrapped(name)) for name in tensors):
         return BlockContents(HEAD, part.low_rank, rules, part.wrapper, spare=_by_native_name(HEAD, tensors))
-    full = _unwrap(tensors, matrices, part.wrapper)
+    full = _without_lora(tensors, matrices, part.wrapper)
     return BlockContents(HEAD, part.low_rank, rules, part.wrapper, full=_by_native_name(HEAD, full))
 
 
@@ -253,27 +278,29 @@ def _read_connector(root: Path, files: frozenset[str], block: Block) -> BlockCon
     return BlockContents(block, full={} if file is None else _by_native_name(block, read_tensors(root / file)))
 
 
-def _read_peft(root: Path, folder: str, files: frozenset[str]) -> tuple[LoraRules, dict[str, Stored]] | None:
-    """The two files of a PEFT adapter in one folder, if it has them."""
-    config = folder + CONFIG_FILE
-    weights = next((folder + file for file in LORA_FILES if folder + file in files), None)
+def _read_peft(
+    root: Path, config: str, weights: tuple[str, ...], files: frozenset[str]
+) -> tuple[LoraRules, dict[str, Stored]] | None:
+    """The two files of a PEFT adapter in one place, if they are there."""
+    found = next((file for file in weights if file in files), None)
     has_config = is_file_inside(root, config)
-    if weights is None and not has_config:
+    if found is None and not has_config:
         return None
-    if weights is None or not has_config:
-        missing, there = (config, weights) if weights else (folder + LORA_FILES[0], config)
+    if found is None or not has_config:
+        missing, there = (config, found) if found else (weights[0], config)
         raise AdapterError(f"{root / missing}: is missing beside {there}; a PEFT adapter has both; copy it again")
-    return read_lora_rules(root / config), read_tensors(root / weights)
+    return read_lora_rules(root / config), read_tensors(root / found)
 
 
 def _pair_up(block: Block, rules: LoraRules, tensors: Mapping[str, Stored], wrappers: tuple[str, ...]) -> BlockContents:
     """Find the weight that each pair of LoRA matrices belongs to."""
     sides: dict[str, dict[str, Stored]] = {}
     for name, stored in tensors.items():
-        match = _LORA_TENSOR.fullmatch(name)
+        match = _LORA_TENSOR.fullmatch(_unwrapped(name))
         if match is None:
             raise AdapterError(
-                f"{stored.where} is no matrix of LoRA (lora_A or lora_B of a module); nothing applies it"
+                f"{stored.where} is not a matrix of LoRA (lora_A or lora_B of a module), so it would have no effect; "
+                "save the adapter with PEFT's save_pretrained"
             )
         sides.setdefault(match["module"], {})
         if match["side"] in sides[match["module"]]:
@@ -292,10 +319,13 @@ def _pair_up(block: Block, rules: LoraRules, tensors: Mapping[str, Stored], wrap
 def _low_rank(module: str, pair: Mapping[str, Stored], rules: LoraRules) -> LowRank:
     if len(pair) == 1:
         (side, stored), *_ = pair.items()
-        partner = stored.name.replace(f"lora_{side}", "lora_B" if side == "A" else "lora_A")
-        raise AdapterError(f"{stored.file}: tensor {partner} is missing, {stored.name} is there; copy it again")
+        partner = shown(stored.name.replace(f"lora_{side}", "lora_B" if side == "A" else "lora_A"))
+        raise AdapterError(f"{stored.file}: tensor {partner} is missing, its other half is there; copy it again")
     if not rules.wants(module):
-        raise AdapterError(f"{pair['A'].where}: {rules.where} does not name its module, so PEFT would drop it")
+        raise AdapterError(
+            f"{pair['A'].where}: {rules.where} does not name its module, so PEFT would drop it; "
+            "add it to target_modules or remove the tensor"
+        )
     rank = rules.rank_of(module)
     for side, axis in (("A", 0), ("B", 1)):
         shape = tuple(pair[side].tensor.shape)
@@ -304,7 +334,7 @@ def _low_rank(module: str, pair: Mapping[str, Stored], rules: LoraRules) -> LowR
     return LowRank(pair["A"], pair["B"], rules.scaling_of(module))
 
 
-def _unwrap(tensors: Mapping[str, Stored], matrices: Mapping[str, Stored], wrapper: str) -> dict[str, Stored]:
+def _without_lora(tensors: Mapping[str, Stored], matrices: Mapping[str, Stored], wrapper: str) -> dict[str, Stored]:
     """Take the head out of a PEFT model's state dict; its copies of the LoRA matrices must be the adapter's."""
     full: dict[str, Stored] = {}
     for name, stored in tensors.items():
@@ -313,7 +343,8 @@ def _unwrap(tensors: Mapping[str, Stored], matrices: Mapping[str, Stored], wrapp
             if not torch.equal(twin.tensor.float(), stored.tensor.float()):
                 raise AdapterError(f"{stored.where} has other values than {twin.where}; one of them is stale")
         else:
-            full[name.removeprefix(f"base_model.model.{wrapper}").replace(".base_layer.", ".")] = stored
+            plain = _unwrapped(name).removeprefix(f"base_model.model.{wrapper}").replace(".base_layer.", ".")
+            full[plain] = stored
     return full
 
 
@@ -321,26 +352,36 @@ def _by_native_name(block: Block, tensors: Mapping[str, Stored]) -> dict[str, St
     renamed: dict[str, Stored] = {}
     for name, stored in tensors.items():
         if "lora_" in name:
-            raise AdapterError(f"{stored.where} is a matrix of LoRA without its {CONFIG_FILE}; its scale is not known")
-        native = _native_name(block, name, stored)
+            raise AdapterError(
+                f"{stored.where} is a matrix of LoRA without its {CONFIG_FILE}, so its scale is not known; copy it"
+            )
+        plain = _unwrapped(name)
+        for prefix in ("base_model.model.", block.original, block.original.removeprefix("model.")):
+            plain = plain.removeprefix(prefix)
+        native = _native_name(block, plain, stored)
         if native in renamed:
-            raise AdapterError(f"{stored.where} is there twice, the other time as {renamed[native].name}")
+            raise AdapterError(
+                f"{stored.where} is there twice, the other time as {shown(renamed[native].name)}; remove one of them"
+            )
         renamed[native] = stored
     return renamed
+
+
+def _unwrapped(name: str) -> str:
+    """A tensor's name without what torch.compile and DDP put into it."""
+    return _WRAPPED.sub("", name)
 
 
 def _native_name(block: Block, name: str, stored: Stored) -> str:
     try:
         return tensor_names.to_native(block.original + name)
     except CheckpointError as error:
-        raise AdapterError(f"{stored.where}: the {block.title} of VibeVoice has no such tensor") from error
+        raise AdapterError(
+            f"{stored.where}: the {block.title} of VibeVoice has no such tensor; is this an adapter of another model?"
+        ) from error
 
 
 def _used_files(root: Path, blocks: tuple[BlockContents, ...]) -> frozenset[str]:
     paths = {stored.file for part in blocks for stored in (*part.tensors(), *part.spare.values())}
     paths |= {part.rules.where for part in blocks if part.rules is not None}
     return frozenset(path.relative_to(root).as_posix() for path in paths)
-
-
-def _folder_of_block(folder: str) -> str:
-    return HEAD.folder if folder == HEAD_LORA_FOLDER else folder

@@ -1,7 +1,7 @@
 """An adapter of any known shape, written anew in the portable one.
 
-Why: old adapters come with task types that current PEFT refuses, with names that begin with a wrapper, with the head in
-a file that one tool reads and the next does not. Rewritten, every tool finds every part that it can use.
+Why: old adapters come with task types that newer transformers refuse, with names that begin with a wrapper's, with the
+head in a file that one tool reads and the next does not. Rewritten, every tool finds every part that it can use.
 
 In: an adapter and the base model that it was trained on (for the shapes, the fingerprint, and the head that a LoRA of
 the head is merged into). Out: a folder as `train` writes it, all tensors float32.
@@ -11,33 +11,28 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vibevoice_finetune import __version__
 from vibevoice_finetune.adapters.attach import AdapterPlan, fold
-from vibevoice_finetune.adapters.check import open_for
+from vibevoice_finetune.adapters.check import base_tensors, compare_language_model, open_for
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.read import (
-    CONFIG_FILE,
-    CONNECTOR_FILES,
     CONNECTORS,
     HEAD,
-    HEAD_FILES,
-    HEAD_LORA_FOLDER,
     LANGUAGE_MODEL,
-    LORA_FILES,
     AdapterContents,
     BlockContents,
 )
-from vibevoice_finetune.adapters.save import Tensors, head_config, peft_config, peft_tensors, write_adapter
+from vibevoice_finetune.adapters.save import AdapterParts, Lora, Tensors, original_name, write_adapter
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.load import Checkpoint, model_fingerprint, weight_index
 from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.weights import read_tensors
 from vibevoice_finetune.errors import AdapterError, ArgumentError
+from vibevoice_finetune.files.locks import locked
 
 
 def fix_adapter(folder: Path, checkpoint: Checkpoint, output: Path, *, expects_voice_prompt: bool = True) -> None:
@@ -51,35 +46,41 @@ def fix_adapter(folder: Path, checkpoint: Checkpoint, output: Path, *, expects_v
 
     Raises:
         ArgumentError: the output is there already.
-        AdapterError: the folder is not whole, does not fit, or the disk is full.
+        AdapterError: the folder is not whole or does not fit.
         CheckpointError: the base model's weights cannot be used.
+        WriteError: the output cannot be written; nothing is left of it.
+        InUseError: another process is writing there.
     """
-    if output.exists():
+    _check_output(output)
+    with locked(output, "inspect --fix"):
+        _check_output(output)
+        contents = open_for(tensor_shapes(checkpoint.config), folder)
+        compare_language_model(contents, base_tensors(weight_index(checkpoint).tensors))
+        info, plan = _info(contents, checkpoint, expects_voice_prompt), _plan(contents)
+        write_adapter(output, _parts(contents, checkpoint), checkpoint.config, plan, info)
+
+
+def _check_output(output: Path) -> None:
+    parent = output.absolute().parent
+    if output.exists() or output.is_symlink():
         raise ArgumentError(f"--fix {output}: is there already; name a folder that is not")
-    if not output.absolute().parent.is_dir() or not os.access(output.absolute().parent, os.W_OK | os.X_OK):
-        raise ArgumentError(f"--fix {output}: {output.absolute().parent} is no writable folder; name another place")
-    contents = open_for(tensor_shapes(checkpoint.config), folder)
-    parts = {part.block: part for part in contents.blocks}
-    info = _info(contents, checkpoint, expects_voice_prompt)
-    plan = _plan(contents)
-    files: dict[str, Tensors] = {}
-    json_files: dict[str, Any] = {}
-    if LANGUAGE_MODEL in parts:
-        files[LORA_FILES[0]] = _lora_tensors(parts[LANGUAGE_MODEL])
-        json_files[CONFIG_FILE] = _lora_config(parts[LANGUAGE_MODEL], plan, info)
-    if HEAD in parts:
-        files |= dict.fromkeys(HEAD_FILES[:2], _head_tensors(parts[HEAD], checkpoint))
-        json_files[f"{HEAD.folder}/config.json"] = head_config(checkpoint.config)
-        if plan.head == "lora":
-            files[f"{HEAD_LORA_FOLDER}/{LORA_FILES[0]}"] = _lora_tensors(parts[HEAD])
-            json_files[f"{HEAD_LORA_FOLDER}/{CONFIG_FILE}"] = _lora_config(parts[HEAD], plan, info)
-    for block in CONNECTORS:
-        if block in parts:
-            tensors = {
-                _original(parts[block], name): _plain(stored.tensor) for name, stored in parts[block].full.items()
-            }
-            files |= {f"{block.folder}/{file}": tensors for file in CONNECTOR_FILES}
-    write_adapter(output, files, json_files, plan, info)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ArgumentError(f"--fix {output}: {parent} is not a writable folder; name another place")
+
+
+def _parts(contents: AdapterContents, checkpoint: Checkpoint) -> AdapterParts:
+    found = {part.block: part for part in contents.blocks}
+    head = found.get(HEAD, BlockContents(HEAD))
+    return AdapterParts(
+        language_model=_lora(found[LANGUAGE_MODEL]) if LANGUAGE_MODEL in found else None,
+        head_lora=_lora(head) if head.low_rank and not head.full else None,
+        head=_head_tensors(head, checkpoint) if HEAD in found else {},
+        connectors={
+            block: {original_name(block, name): _plain(stored.tensor) for name, stored in found[block].full.items()}
+            for block in CONNECTORS
+            if block in found
+        },
+    )
 
 
 def _info(contents: AdapterContents, checkpoint: Checkpoint, expects_voice_prompt: bool) -> AdapterInfo:
@@ -121,8 +122,7 @@ def _targets(part: BlockContents) -> tuple[str, ...]:
     """The short names that the adapter's rules give, if nothing but names is in them; else each layer's full name."""
     assert part.rules is not None
     rules = part.rules
-    plain = isinstance(rules.targets, tuple) and not any("." in name for name in rules.targets)
-    if plain and rules.only_layers is None and not rules.excluded:
+    if isinstance(rules.targets, tuple) and rules.plain and not any("." in name for name in rules.targets):
         return tuple(sorted(rules.targets))
     return tuple(sorted(_layer(part, name) for name in part.low_rank))
 
@@ -138,7 +138,7 @@ def _alpha(rank: int, scaling: float) -> float:
     return alpha if alpha / rank == scaling else rank * scaling
 
 
-def _lora_config(part: BlockContents, plan: AdapterPlan, info: AdapterInfo) -> dict[str, Any]:
+def _lora(part: BlockContents) -> Lora:
     rank, alpha = _common_rank_and_alpha(part)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -147,19 +147,11 @@ def _lora_config(part: BlockContents, plan: AdapterPlan, info: AdapterInfo) -> d
             ranks[_layer(part, name)] = pair.rank
         if not math.isclose(_alpha(pair.rank, pair.scaling), alpha):
             alphas[_layer(part, name)] = _alpha(pair.rank, pair.scaling)
-    targets = _targets(part) if part.block is LANGUAGE_MODEL else [_layer(part, name) for name in part.low_rank]
-    return peft_config(plan, info, targets) | {
-        "r": rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
+    pairs = {
+        _layer(part, name): (_plain(pair.down.tensor), _plain(pair.up.tensor)) for name, pair in part.low_rank.items()
     }
-
-
-def _lora_tensors(part: BlockContents) -> Tensors:
-    return peft_tensors(
-        {_layer(part, name): (_plain(pair.down.tensor), _plain(pair.up.tensor)) for name, pair in part.low_rank.items()}
-    )
+    targets = _targets(part) if part.block is LANGUAGE_MODEL else tuple(pairs)
+    return Lora(pairs, targets, rank, alpha, ranks=ranks, alphas=alphas)
 
 
 @torch.no_grad()
@@ -171,16 +163,12 @@ def _head_tensors(part: BlockContents, checkpoint: Checkpoint) -> Tensors:
         if name in part.low_rank:
             pair = part.low_rank[name]
             value = fold(value, pair.down.tensor, pair.up.tensor, pair.scaling)
-        tensors[_original(part, name)] = value
+        tensors[original_name(HEAD, name)] = value
     return tensors
 
 
-def _original(part: BlockContents, native_name: str) -> str:
-    return tensor_names.to_original(native_name).removeprefix(part.block.original)
-
-
 def _layer(part: BlockContents, native_name: str) -> str:
-    return _original(part, native_name).removesuffix(".weight")
+    return original_name(part.block, native_name).removesuffix(".weight")
 
 
 def _plain(tensor: Tensor) -> Tensor:

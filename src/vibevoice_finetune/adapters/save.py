@@ -1,26 +1,23 @@
-"""The result of a run as a folder that this program and other tools load.
+"""The result of a run as a folder that this program and other tools load: the one writer of that layout.
 
 Why: PEFT's own saving knows one wrapped module; a tuned VibeVoice is up to four parts, which the community's inference
-code and the ComfyUI nodes look for in certain files, in the original's words. Neither reads a LoRA of the diffusion
-head, so that one is written twice: merged in `diffusion_head/`, and as itself in `diffusion_head_lora/`.
+code and the ComfyUI nodes look for in certain files, under the original's names. None of them reads a LoRA of the
+diffusion head, so that one is written twice: merged in `diffusion_head/`, and as itself in `diffusion_head_lora/`,
+under names that no program takes for an adapter of its own. ComfyUI lists a folder only if it has PEFT's two files, so
+a result without LoRA on the language model holds a single pair of zeros in their place, which changes nothing.
 
-In: a model with adapters attached. Out: the folder, complete or not there at all. Everything is float32, as trained:
-rounding the result to bf16 would undo a part of the training, and LoRA is small (37 MB at rank 8 on the 1.5B model).
-A fully trained head is not: 0.5 GB at 1.5B and 2.7 GB at 7B, in each of its two files.
+In: a model with adapters attached, or the parts of an adapter. Out: the folder, complete or not there at all.
+Everything is float32, as trained: rounding the result to bf16 would undo a part of the training, and LoRA is small (37
+MB at rank 8 on the 1.5B model). A fully trained head is not: 0.5 GB at 1.5B and 2.7 GB at 7B, in each of its two files.
 """
 
-import json
-import os
-import re
-import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import VibeVoiceConfig
@@ -34,14 +31,15 @@ from vibevoice_finetune.adapters.attach import (
     lora_matrices,
 )
 from vibevoice_finetune.adapters.files import SAFETENSORS, sha256
-from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, FileRecord, write_info
+from vibevoice_finetune.adapters.info import AdapterInfo, FileRecord, public_info, write_card, write_info
 from vibevoice_finetune.adapters.read import (
     ACOUSTIC_CONNECTOR,
     CONFIG_FILE,
     CONNECTOR_FILES,
     HEAD,
     HEAD_FILES,
-    HEAD_LORA_FOLDER,
+    HEAD_LORA_CONFIG,
+    HEAD_LORA_FILE,
     LORA_FILES,
     SEMANTIC_CONNECTOR,
     Block,
@@ -49,18 +47,57 @@ from vibevoice_finetune.adapters.read import (
 from vibevoice_finetune.base_model import parts, tensor_names
 from vibevoice_finetune.base_model.config import config_to_original
 from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.files.atomic import write_json, writing_folder
 from vibevoice_finetune.objective.sharding import whole
 
-CARD_FILE = "README.md"
-
 Tensors = dict[str, Tensor]
+
+_PLACEHOLDER_LAYER = "layers.0.self_attn.q_proj"
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """LoRA of one block, by the original's names of its layers.
+
+    Attributes:
+        pairs: layer to A (r, in) and B (out, r).
+        targets: what `target_modules` is to name.
+        rank: r of the layers that `ranks` does not name.
+        alpha: likewise; the scale is alpha / r.
+        ranks: layers with another rank.
+        alphas: layers with another alpha.
+    """
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    targets: Iterable[str]
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterParts:
+    """All that an adapter consists of; full tensors are by their original names within the block.
+
+    Attributes:
+        language_model: LoRA of the language model, if there is any.
+        head_lora: LoRA of the diffusion head, if there is any.
+        head: the whole diffusion head, with its LoRA folded in; empty if it was not trained.
+        connectors: all weights of the connectors, if they were trained.
+    """
+
+    language_model: Lora | None = None
+    head_lora: Lora | None = None
+    head: Tensors = field(default_factory=dict)
+    connectors: Mapping[Block, Tensors] = field(default_factory=dict)
 
 
 def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: AdapterInfo, *, writes: bool = True) -> None:
     """Write the trained parts of a model as a portable adapter.
 
-    It is written beside and renamed: `folder` holds either what it held before or all of the new adapter. A folder
-    that is there is replaced.
+    A folder that is there is replaced; at every moment it holds either all of the old or all of the new adapter.
 
     Args:
         model: with the adapters of `plan` attached.
@@ -70,82 +107,68 @@ def save_adapter(model: nn.Module, plan: AdapterPlan, folder: Path, info: Adapte
         writes: False in a process that only hands out its parts of split tensors.
 
     Raises:
-        AdapterError: a trained tensor is not finite, or the disk is full or not writable; `folder` is as it was.
+        AdapterError: a trained tensor is not finite; `folder` is as it was.
+        WriteError: the folder cannot be written; it is as it was.
     """
-    files = _tensor_files(model, plan)
+    collected = _parts_of(model, plan)
     if writes:
-        write_adapter(folder, files, _json_files(model, plan, info), plan, info)
+        write_adapter(folder, collected, parts.config(model), plan, info)
 
 
 def write_adapter(
-    folder: Path, files: Mapping[str, Tensors], json_files: Mapping[str, Any], plan: AdapterPlan, info: AdapterInfo
+    folder: Path, adapter: AdapterParts, config: VibeVoiceConfig, plan: AdapterPlan, info: AdapterInfo
 ) -> None:
     """Write the files of a portable adapter, its model card and its record.
 
     Args:
         folder: as for `save_adapter`.
-        files: tensors by file name relative to the folder, each a float32 tensor on the CPU.
-        json_files: JSON objects likewise.
+        adapter: its parts, float32 tensors on the CPU.
+        config: of the base model.
         plan: what was trained.
         info: what is known beside the tensors.
 
     Raises:
-        AdapterError: as for `save_adapter`.
+        AdapterError, WriteError: as `save_adapter`.
     """
-    _check_finite(files)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        for name, tensors in files.items():
-            _write_tensors(temporary / name, tensors)
-        for name, value in json_files.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    info = public_info(info)
+    tensor_files = _tensor_files(adapter, config)
+    _check_finite(tensor_files)
+    with writing_folder(folder) as staging:
+        for name, tensors in tensor_files.items():
+            _write_tensors(staging / name, tensors)
+        for name, value in _json_files(adapter, config, info).items():
+            write_json(staging / name, value)
         contents = {
-            path.relative_to(temporary).as_posix(): FileRecord(sha256(path), path.stat().st_size)
-            for path in sorted(temporary.rglob("*"))
+            path.relative_to(staging).as_posix(): FileRecord(sha256(path), path.stat().st_size)
+            for path in sorted(staging.rglob("*"))
             if path.is_file()
         }
-        (temporary / CARD_FILE).write_text(_card(plan, info, contents), encoding="utf-8")
-        write_info(temporary, info, asdict(plan), contents)
-        _put_in_place(temporary, folder)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{folder}: could not be written: {error}; free space on the disk and save again") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_card(staging, info, plan, sum(record.size_bytes for record in contents.values()))
+        write_info(staging, info, asdict(plan), contents)
 
 
-def _tensor_files(model: nn.Module, plan: AdapterPlan) -> dict[str, Tensors]:
-    """All files with tensors, by name relative to the folder."""
-    files: dict[str, Tensors] = {}
-    head = parts.diffusion_head(model)
+def _parts_of(model: nn.Module, plan: AdapterPlan) -> AdapterParts:
+    """What was trained, gathered from a model."""
+    language_model = head_lora = None
     if plan.lora_target_modules:
         layers = lora_layers(parts.language_model(model))
-        files[LORA_FILES[0]] = peft_tensors({name: lora_matrices(layer) for name, layer in layers.items()})
+        pairs = {name: _plain_pair(lora_matrices(layer)) for name, layer in layers.items()}
+        language_model = Lora(pairs, plan.lora_target_modules, plan.lora_r, plan.lora_alpha, plan.lora_dropout)
     if plan.head == "lora":
-        pairs = {_original_layer(name): lora_matrices(layer) for name, layer in lora_layers(head).items()}
-        files[f"{HEAD_LORA_FOLDER}/{LORA_FILES[0]}"] = peft_tensors(pairs)
-    if plan.head != "frozen":
-        tensors = _head_tensors(model)
-        files |= dict.fromkeys(HEAD_FILES[:2], tensors)
+        layers = lora_layers(parts.diffusion_head(model))
+        pairs = {_original_layer(name): _plain_pair(lora_matrices(layer)) for name, layer in layers.items()}
+        head_lora = Lora(pairs, pairs, plan.lora_r, plan.lora_alpha, plan.lora_dropout)
+    connectors: dict[Block, Tensors] = {}
     if plan.train_connectors:
         for block, module in (
             (ACOUSTIC_CONNECTOR, parts.acoustic_connector(model)),
             (SEMANTIC_CONNECTOR, parts.semantic_connector(model)),
         ):
-            tensors = {_original(block, name): _plain(tensor) for name, tensor in module.named_parameters()}
-            files |= {f"{block.folder}/{file}": tensors for file in CONNECTOR_FILES}
-    return files
-
-
-def peft_tensors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Tensors:
-    """LoRA's A and B by the names that PEFT gives them, from pairs by the layer that they belong to."""
-    tensors: Tensors = {}
-    for layer, (down, up) in pairs.items():
-        tensors[f"base_model.model.{layer}.lora_A.weight"] = _plain(down)
-        tensors[f"base_model.model.{layer}.lora_B.weight"] = _plain(up)
-    return tensors
+            connectors[block] = {
+                original_name(block, block.native + name): _plain(tensor) for name, tensor in module.named_parameters()
+            }
+    head = _head_tensors(model) if plan.head != "frozen" else {}
+    return AdapterParts(language_model, head_lora, head, connectors)
 
 
 @torch.no_grad()
@@ -154,70 +177,77 @@ def _head_tensors(model: nn.Module) -> Tensors:
     tensors = {entry.original_name: _plain(entry.parameter) for entry in head_parameters(model)}
     for layer_name, layer in lora_layers(parts.diffusion_head(model)).items():
         name = f"{_original_layer(layer_name)}.weight"
-        down, up = (_plain(matrix) for matrix in lora_matrices(layer))
-        tensors[name] = fold(tensors[name], down, up, layer.scaling[ADAPTER])
+        tensors[name] = fold(tensors[name], *_plain_pair(lora_matrices(layer)), layer.scaling[ADAPTER])
     return tensors
 
 
-def _json_files(model: nn.Module, plan: AdapterPlan, info: AdapterInfo) -> dict[str, Any]:
-    files: dict[str, Any] = {}
-    if plan.lora_target_modules:
-        files[CONFIG_FILE] = peft_config(plan, info, plan.lora_target_modules)
-    if plan.head == "lora":
-        layers = map(_original_layer, lora_layers(parts.diffusion_head(model)))
-        files[f"{HEAD_LORA_FOLDER}/{CONFIG_FILE}"] = peft_config(plan, info, layers)
-    if plan.head != "frozen":
-        files[f"{HEAD.folder}/config.json"] = head_config(parts.config(model))
+def original_name(block: Block, native_name: str) -> str:
+    """The original's name within its block of a tensor."""
+    return tensor_names.to_original(native_name).removeprefix(block.original)
+
+
+def _tensor_files(adapter: AdapterParts, config: VibeVoiceConfig) -> dict[str, Tensors]:
+    """All files with tensors, by name relative to the folder."""
+    files = {LORA_FILES[0]: _peft_tensors(adapter.language_model or _placeholder(config))}
+    if adapter.head_lora is not None:
+        files[HEAD_LORA_FILE] = _peft_tensors(adapter.head_lora)
+    if adapter.head:
+        files |= dict.fromkeys(HEAD_FILES[:2], adapter.head)
+    for block, tensors in adapter.connectors.items():
+        files |= {f"{block.folder}/{file}": tensors for file in CONNECTOR_FILES}
     return files
 
 
-def head_config(config: VibeVoiceConfig) -> dict[str, Any]:
-    """The `config.json` of a fully written diffusion head, in the original's words."""
-    head: dict[str, Any] = config_to_original(config)["diffusion_head_config"]
-    return head | {"architectures": ["VibeVoiceDiffusionHead"], "torch_dtype": "float32"}
+def _json_files(adapter: AdapterParts, config: VibeVoiceConfig, info: AdapterInfo) -> dict[str, Any]:
+    files = {CONFIG_FILE: _peft_config(adapter.language_model or _placeholder(config), info)}
+    if adapter.head_lora is not None:
+        files[HEAD_LORA_CONFIG] = _peft_config(adapter.head_lora, info)
+    if adapter.head:
+        head: dict[str, Any] = config_to_original(config)["diffusion_head_config"]
+        files[f"{HEAD.folder}/config.json"] = head | {
+            "architectures": ["VibeVoiceDiffusionHead"],
+            "torch_dtype": "float32",
+        }
+    return files
 
 
-def peft_config(plan: AdapterPlan, info: AdapterInfo, targets: Iterable[str]) -> dict[str, Any]:
-    """An `adapter_config.json` for layers of these names."""
+def _placeholder(config: VibeVoiceConfig) -> Lora:
+    """LoRA that changes nothing: one pair of zeros."""
+    shapes = parts.tensor_shapes(config)
+    num_out, num_in = shapes[f"{tensor_names.LANGUAGE_MODEL}{_PLACEHOLDER_LAYER}.weight"]
+    pair = torch.zeros(1, num_in), torch.zeros(num_out, 1)
+    return Lora({_PLACEHOLDER_LAYER: pair}, [_PLACEHOLDER_LAYER], rank=1, alpha=1)
+
+
+def _peft_tensors(lora: Lora) -> Tensors:
+    tensors: Tensors = {}
+    for layer, (down, up) in lora.pairs.items():
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = down
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = up
+    return tensors
+
+
+def _peft_config(lora: Lora, info: AdapterInfo) -> dict[str, Any]:
     config = LoraConfig(
-        r=plan.lora_r,
-        lora_alpha=plan.lora_alpha,
-        lora_dropout=plan.lora_dropout,
+        r=lora.rank,
+        lora_dropout=lora.dropout,
         base_model_name_or_path=info.base_model,
         inference_mode=True,
-        # The language model is a Qwen2Model, which has no prepare_inputs_for_generation; CAUSAL_LM asks for it.
+        # The language model is a Qwen2Model without prepare_inputs_for_generation, which CAUSAL_LM asks for.
         task_type=TaskType.FEATURE_EXTRACTION,
     )
     values: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
-    return values | {"target_modules": sorted(targets)}
+    alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
+    values |= {"target_modules": sorted(lora.targets), "lora_alpha": alpha}
+    return dict(sorted((values | {"rank_pattern": dict(lora.ranks), "alpha_pattern": dict(lora.alphas)}).items()))
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == SAFETENSORS:
-        path.touch()
-        mode = path.stat().st_mode
         save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(mode)  # safetensors makes files that nobody but their owner can read
-        return
-    try:
+    else:
         torch.save(tensors, path)
-    except RuntimeError as error:  # what torch makes of a full disk
-        raise OSError(f"{path.name}: {error}") from error
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Give a finished folder its name; all its bytes are on the disk before."""
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    previous = folder.with_name(f".{folder.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.rename(previous)
-    temporary.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _check_finite(files: Mapping[str, Tensors]) -> None:
@@ -234,62 +264,9 @@ def _plain(tensor: Tensor) -> Tensor:
     return whole(tensor.detach()).to("cpu", torch.float32).contiguous()
 
 
-def _original(block: Block, name: str) -> str:
-    return tensor_names.to_original(block.native + name).removeprefix(block.original)
+def _plain_pair(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return _plain(pair[0]), _plain(pair[1])
 
 
 def _original_layer(name: str) -> str:
-    return _original(HEAD, f"{name}.weight").removesuffix(".weight")
-
-
-def _card(plan: AdapterPlan, info: AdapterInfo, contents: Mapping[str, FileRecord]) -> str:
-    """The folder's README: what it is, what is inside, how to use it."""
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", info.base_model) is not None and not Path(info.base_model).exists()
-    voice = " --voice reference.wav" if info.expects_voice_prompt else ""
-    lines = [
-        "---",
-        *([f"base_model: {info.base_model}"] if is_hub_id else []),
-        "library_name: peft",
-        "pipeline_tag: text-to-speech",
-        "tags: [vibevoice, lora, text-to-speech]",
-        "---",
-        "",
-        "# A fine-tuned VibeVoice",
-        "",
-        f"Base model: `{info.base_model}`. "
-        + (
-            "It was trained with voice prompts: give a reference recording with `--voice`."
-            if info.expects_voice_prompt
-            else "It was trained without voice prompts: generate without `--voice`."
-        ),
-        "",
-        f"Trained parts (float32, {sum(record.size_bytes for record in contents.values()) / 1e6:,.0f} MB):",
-        "",
-        *_card_parts(plan),
-        "",
-        "## Use",
-        "",
-        "```",
-        f"vibevoice-finetune generate --model_name_or_path {info.base_model} --adapter .{voice} \\",
-        '    --text "Hello." --output hello.wav',
-        "```",
-        "",
-        "The community's inference script takes this folder as its checkpoint; for the ComfyUI nodes, copy it into",
-        f"`models/vibevoice/loras/`. `{INFO_FILE}` holds the settings of the run and a checksum of each file.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _card_parts(plan: AdapterPlan) -> list[str]:
-    lora = f"LoRA, rank {plan.lora_r}, alpha {plan.lora_alpha}"
-    parts = []
-    if plan.lora_target_modules:
-        parts.append(f"- language model: {lora}, on {', '.join(plan.lora_target_modules)}")
-    if plan.head == "lora":
-        parts.append(f"- diffusion head: {lora}, in `{HEAD_LORA_FOLDER}/`, and merged in `{HEAD.folder}/`")
-    if plan.head == "full":
-        parts.append(f"- diffusion head: all weights, in `{HEAD.folder}/`")
-    if plan.train_connectors:
-        parts.append("- both connectors: all weights")
-    return parts
+    return original_name(HEAD, f"{HEAD.native}{name}.weight").removesuffix(".weight")

@@ -7,26 +7,18 @@ fulfilled once, at the end, with the folder that other people can use.
 In: the arguments of the training loop and the finished folder. Out: the address of what was uploaded.
 """
 
-import json
-from collections.abc import Mapping
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its HTTP client, whichever it uses
 from transformers import TrainingArguments
 
-from vibevoice_finetune.adapters.files import read_json
 from vibevoice_finetune.adapters.info import INFO_FILE
-from vibevoice_finetune.adapters.save import CARD_FILE
+from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.errors import ArgumentError, UserError
-
-TRAINING_HEADING = "## Training"
-# Settings that say where something lay on the machine of the run, of no use to anybody else.
-_PLACES = ("_dir", "_path", "_jsonl", "_file", "_checkpoint", "_token")
 
 
 @dataclass(frozen=True)
@@ -47,12 +39,12 @@ class Upload:
 
 
 def take_upload(loop: TrainingArguments) -> Upload | None:
-    """Take the wish to push out of the Trainer's arguments, so that the Trainer does no pushing of its own.
+    """Take the request to push out of the Trainer's arguments, so that the Trainer does not push on its own.
 
     To be called before the Trainer is built: it makes the repository as soon as it is.
 
     Returns:
-        The wish; None if there is none.
+        The request; None if there is none.
 
     Raises:
         ArgumentError: there is no token to push with; better said before the run than after it.
@@ -66,32 +58,6 @@ def take_upload(loop: TrainingArguments) -> Upload | None:
     return Upload(repo_id, loop.hub_private_repo, loop.hub_revision, loop.hub_token)
 
 
-def add_training_to_card(folder: Path, audio_hours: float) -> None:
-    """Write into the model card how long the model listened and with which settings.
-
-    Args:
-        folder: `lora/`, complete.
-        audio_hours: of the training rows.
-    """
-    card = folder / CARD_FILE
-    text, _, _ = card.read_text(encoding="utf-8").partition(TRAINING_HEADING)
-    info = read_json(folder / INFO_FILE)
-    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
-    lines = [
-        TRAINING_HEADING,
-        "",
-        f"{_duration(audio_hours)} of speech. Versions: {versions}. Settings that were given:",
-        "",
-        "```yaml",
-        yaml.safe_dump(_public(info["settings"]), sort_keys=False, allow_unicode=True).strip(),
-        "```",
-        "",
-    ]
-    partial = card.with_name(f".{card.name}.partial")
-    partial.write_text(text.rstrip() + "\n\n" + "\n".join(lines), encoding="utf-8")
-    partial.replace(card)
-
-
 def push_result(folder: Path, upload: Upload) -> str:
     """Upload a finished adapter in one commit; what the repository holds beside it stays.
 
@@ -103,7 +69,7 @@ def push_result(folder: Path, upload: Upload) -> str:
         The address of the commit.
 
     Raises:
-        ArgumentError: the name of the repository is none.
+        ArgumentError: the name of the repository is not valid, or the folder is not a finished result.
         UserError: the Hub cannot be reached, or refuses. The result is on the disk all the same, and the message says
             how to upload it.
     """
@@ -121,7 +87,9 @@ def push_result(folder: Path, upload: Upload) -> str:
             commit_message="Upload adapter made with vibevoice-finetune",
         )
     except HFValidationError as error:
-        raise ArgumentError(f"--hub_model_id {upload.repo_id}: is no name of a repository; give OWNER/NAME") from error
+        raise ArgumentError(
+            f"--hub_model_id {shown(upload.repo_id)}: is not the name of a repository; give OWNER/NAME"
+        ) from error
     except (LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
         raise UserError(_refusal(folder, upload, error)) from error
     return str(commit.commit_url)
@@ -136,14 +104,5 @@ def _refusal(folder: Path, upload: Upload, error: Exception) -> str:
     return (
         f"{folder}: the result is complete on the disk, but could not be uploaded to {upload.repo_id} "
         f"({type(error).__name__}: {words[:300]}); where there is a connection, run{login}: "
-        f"hf upload {upload.repo_id} {folder} ."
+        f"hf upload {upload.repo_id} {shlex.quote(str(folder))} ."
     )
-
-
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-    return {name: value for name, value in plain.items() if not name.endswith(_PLACES)}
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"

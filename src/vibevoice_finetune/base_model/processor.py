@@ -107,7 +107,8 @@ def original_preprocessor(config: VibeVoiceConfig, text_tokenizer_name: str) -> 
 
     Args:
         config: of the model.
-        text_tokenizer_name: a Hub id, or "." where the tokenizer lies in the same folder.
+        text_tokenizer_name: a Hub id; the original's readers accept no name without "qwen" in it. This package takes
+            the tokenizer in the model's own folder first.
     """
     return {
         "processor_class": "VibeVoiceProcessor",

@@ -28,6 +28,9 @@ from vibevoice_finetune.base_model.weights import MAX_SHARD_BYTES, write_weights
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.files.atomic import write_json, writing_folder
 
+_TEXT_TOKENIZER_NAME = "Qwen/Qwen2.5-1.5B"
+"""For the original's readers; this package finds the byte tokenizer in the folder itself."""
+
 Size = Literal["tiny", "1.5b", "7b"]
 
 # What differs between the sizes; 1.5b and 7b are the published configurations of VibeVoice-1.5B and VibeVoice-Large.
@@ -155,7 +158,7 @@ def write_random_checkpoint(
         tensors = _random_tensors(shapes, dtype, seed)
         write_weights(staging, tensors, max_shard_bytes=min(MAX_SHARD_BYTES, -(-total_bytes // shards)))
         write_byte_tokenizer(staging)
-        write_json(staging / "preprocessor_config.json", original_preprocessor(config, "."))
+        write_json(staging / "preprocessor_config.json", original_preprocessor(config, _TEXT_TOKENIZER_NAME))
         write_json(staging / "config.json", config_to_original(config))
     return folder
 

@@ -25,9 +25,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast
-from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo
+from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, add_training_to_card
 from vibevoice_finetune.adapters.save import save_adapter
-from vibevoice_finetune.adapters.upload import Upload, add_training_to_card, push_result, take_upload
+from vibevoice_finetune.adapters.upload import Upload, push_result, take_upload
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint

@@ -14,10 +14,11 @@ from transformers import TrainingArguments
 
 from tests.unit.small_model import plan, small_model, train_at_random
 from vibevoice_finetune.adapters.attach import attach
-from vibevoice_finetune.adapters.info import AdapterInfo
-from vibevoice_finetune.adapters.read import check_records, open_adapter
+from vibevoice_finetune.adapters.check import check_records
+from vibevoice_finetune.adapters.info import AdapterInfo, add_training_to_card
+from vibevoice_finetune.adapters.read import open_adapter
 from vibevoice_finetune.adapters.save import save_adapter
-from vibevoice_finetune.adapters.upload import Upload, add_training_to_card, push_result, take_upload
+from vibevoice_finetune.adapters.upload import Upload, push_result, take_upload
 from vibevoice_finetune.errors import ArgumentError, UserError
 
 TOKEN = "hf_" + "a" * 34
