@@ -1,8 +1,8 @@
 """The rules that an `adapter_config.json` of PEFT lays down.
 
 Why: PEFT, given a folder, adds what its configuration names and says nothing about tensors that are missing or left
-over. Here PEFT's own rules are asked about each module, so that file and tensors can be compared; options that change
-the mathematics and are not known here are refused by name.
+over. Here PEFT's rules are applied to one module at a time, so that file and tensors can be compared; options that
+change the mathematics and are not known here are refused by name.
 
 In: the file. Out: which modules have LoRA, and with which rank and scale.
 """
@@ -45,14 +45,13 @@ _NOT_PLAIN = (
 )
 # Initialisations that leave the base weights as they are; the others (pissa, olora, corda, loftq) subtract from them.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-# PEFT matches with `re`, which cannot be stopped. So a pattern is first matched by `regex`, which can, and PEFT is only
-# asked about patterns that took no time there. The time is for all patterns of a file together; usual ones take
-# microseconds. Names need no counted repetitions, which are expanded before the clock runs, no repeated groups (the
-# two engines differ in how long they try those), no references and no recursion.
+# PEFT matches with `re`, which cannot be stopped, so strangers' regular expressions are matched by `regex`, which can,
+# and only plain names by PEFT's own functions. Patterns are matched against names of some forty characters, in
+# microseconds: those that take this long together, over hundreds of names, are hostile. Names need no counted
+# repetitions, which if nested are expanded before the clock runs, and no references or recursion.
 _PATTERNS_SEC = 1.0
-_ONE_PATTERN_SEC = 0.05
 _PATTERN_CHARACTERS = 2000
-_PATTERN = regex.compile(r"(?:[\w.\\(|^$\[\]-]|[)](?![*+])|[*+]|(?<!\()\?|\(\?[:!=])*")
+_PATTERN = regex.compile(r"(?:[\w.\\()|*+^$\[\]-]|(?<!\()\?|\(\?[:!=])*")
 _MAX_NAMES = 500  # LoRA on every linear layer of the 7B model is on 196 layers, of the head on 26
 _MAX_RANK = 1_000_000
 _MAX_ALPHA = 1e9
@@ -68,10 +67,10 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[float]:
-        """Yield what the next match may take, in seconds, and take off what is used."""
+        """Yield what is left, in seconds, and take off what is used."""
         began = time.monotonic()
         try:
-            yield max(min(self.left_sec, _ONE_PATTERN_SEC), 1e-3)  # `regex` does not accept 0
+            yield max(self.left_sec, 1e-3)  # `regex` does not accept 0
         finally:
             self.left_sec -= time.monotonic() - began
 
@@ -82,11 +81,12 @@ class LoraRules:
 
     Attributes:
         where: the file.
-        config: the part of it that decides which modules have LoRA, for PEFT's own functions.
+        config: its lists of names, for PEFT's own functions.
         rank: r of modules that no pattern names.
         alpha: likewise.
         root_of_rank: whether the scale is alpha / sqrt(r).
-        targets: the names of the modules, or one pattern.
+        targets: the names of the modules, or one regular expression.
+        excluded: likewise, of modules that have no LoRA.
         plain: whether nothing but `targets` decides.
         rank_pattern: names or patterns to ranks.
         alpha_pattern: likewise.
@@ -99,6 +99,7 @@ class LoraRules:
     alpha: float
     root_of_rank: bool
     targets: Names
+    excluded: Names
     plain: bool
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
@@ -107,10 +108,14 @@ class LoraRules:
 
     def wants(self, module: str) -> bool:
         """Whether the module gets LoRA, by PEFT's rule."""
-        for names in (self.config.exclude_modules, self.config.target_modules):
-            if isinstance(names, str):
-                self._try(names, module)
-        return bool(check_target_module_exists(self.config, module))
+        if isinstance(self.excluded, str) and self._matches(self.excluded, module):
+            return False
+        if not isinstance(self.targets, str):
+            return bool(check_target_module_exists(self.config, module))
+        if not self._matches(self.targets, module):
+            return False
+        by_name = LoraConfig(target_modules=[module], exclude_modules=self.config.exclude_modules)
+        return bool(check_target_module_exists(by_name, module))
 
     def rank_of(self, module: str) -> int:
         """Rank r of the module's two matrices."""
@@ -123,13 +128,11 @@ class LoraRules:
         return alpha / math.sqrt(rank) if self.root_of_rank else alpha / rank
 
     def _pattern_for(self, patterns: dict[str, Any], module: str) -> str:
-        for pattern in patterns:
-            if not _is_name(pattern):
-                self._try(rf"(.*\.)?({pattern})$", module)
-        return get_pattern_key(list(patterns), module)
+        if all(map(_is_name, patterns)):
+            return get_pattern_key(list(patterns), module)
+        return next((key for key in patterns if self._matches(rf"(.*\.)?({key})", module)), module)
 
-    def _try(self, pattern: str, module: str) -> None:
-        """Refuse a pattern that would keep PEFT busy."""
+    def _matches(self, pattern: str, module: str) -> bool:
         if len(pattern) > _PATTERN_CHARACTERS or not _PATTERN.fullmatch(pattern):
             raise AdapterError(
                 f"{self.where}: {pattern!r:.200} is neither the name of a module nor a simple regular expression "
@@ -137,7 +140,7 @@ class LoraRules:
             )
         try:
             with self.clock.running() as left_sec:
-                regex.match(pattern, module, timeout=left_sec)
+                return regex.fullmatch(pattern, module, timeout=left_sec) is not None
         except (regex.error, TimeoutError, OverflowError, RecursionError) as error:
             raise AdapterError(
                 f"{self.where}: the pattern {pattern!r:.200} is not a usable regular expression; "
@@ -160,8 +163,8 @@ def read_lora_rules(path: Path) -> LoraRules:
     layers = _layers(path, raw.get("layers_to_transform"))
     by_layer = layers is not None and not isinstance(targets, str)
     config = LoraConfig(
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=excluded if isinstance(excluded, str) else list(excluded),
+        target_modules=None if isinstance(targets, str) else list(targets),
+        exclude_modules=None if isinstance(excluded, str) else list(excluded),
         layers_to_transform=layers if by_layer else None,
         layers_pattern=_layers_pattern(path, raw.get("layers_pattern")) if by_layer else None,
     )
@@ -172,6 +175,7 @@ def read_lora_rules(path: Path) -> LoraRules:
         alpha=_number(path, "lora_alpha", raw.get("lora_alpha")),
         root_of_rank=bool(raw.get("use_rslora", False)),
         targets=targets,
+        excluded=excluded,
         plain=not excluded and not by_layer,
         rank_pattern={key: _rank(path, key, value) for key, value in _patterns(path, raw, "rank_pattern")},
         alpha_pattern={key: _number(path, key, value) for key, value in _patterns(path, raw, "alpha_pattern")},

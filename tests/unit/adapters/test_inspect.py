@@ -23,6 +23,7 @@ from vibevoice_finetune.base_model import parts, tensor_names
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import Checkpoint, load_for_training, model_fingerprint, open_checkpoint
 from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError
+from vibevoice_finetune.files.locks import InUseError, locked
 
 Shape = Callable[[Path], None]  # turns this package's folder into another shape
 
@@ -191,7 +192,11 @@ def edit(path: Path, **changes: object) -> None:
 
 SHAPES: dict[str, tuple[str, Shape, str]] = {  # start, shape, what the readers' lines must say of it
     "ours": ("lora", lambda folder: None, "PEFT, on the Qwen2 model inside: language model; would ignore: diffusion"),
-    "task type CAUSAL_LM": ("full", causal, "PEFT refuse task_type CAUSAL_LM"),
+    "task type CAUSAL_LM": (
+        "full",
+        causal,
+        "language model (with transformers 4.51.3; 4.57.6 refuses task_type CAUSAL_LM)",
+    ),
     "names of the whole model": (
         "full",
         whole_model_wrapped,
@@ -260,7 +265,7 @@ def test_a_broken_adapter_is_refused_with_and_without_a_base(
 def test_fix_writes_over_nothing(made: dict[str, Path], base: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="is there already"):
         fix_adapter(made["full"], base, tmp_path)
-    with pytest.raises(ArgumentError, match="is no writable folder"):
+    with pytest.raises(ArgumentError, match="is not a writable folder"):
         fix_adapter(made["full"], base, tmp_path / "nowhere" / "new")
 
 
@@ -302,3 +307,53 @@ def test_a_model_and_its_merged_self(made: dict[str, Path], base: Checkpoint, go
 def test_models_of_other_sizes_are_not_compared(base: Checkpoint, golden_dir: Path) -> None:
     with pytest.raises(CheckpointError, match="has other tensors than"):
         inspect_checkpoint(open_checkpoint(str(golden_dir / "untied" / "checkpoint")), base)
+
+
+def test_what_comfyui_lists_and_what_it_opens_are_two_things(
+    base: Checkpoint, made: dict[str, Path], tmp_path: Path
+) -> None:
+    case = AdapterPlan(3, 6, 0.0, (), "full", train_connectors=False)
+    ours = save(base, case, tmp_path / "ours")
+    lines = inspect_adapter(ours, base).lines()
+    assert "  the ComfyUI nodes: diffusion head" in lines
+    assert (
+        "  PEFT, on the Qwen2 model inside: nothing; the pair of zeros there only makes ComfyUI list the folder"
+        in lines
+    )
+    assert not any("language model:" in line for line in lines)
+    shutil.copytree(made["full"], tmp_path / "theirs")
+    foreign(tmp_path / "theirs")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "theirs" / name).unlink()
+    lines = inspect_adapter(tmp_path / "theirs", base).lines()
+    assert any(line.startswith("  the ComfyUI nodes: not in their lists") for line in lines)
+    fix_adapter(tmp_path / "theirs", base, tmp_path / "fixed")
+    lines = inspect_adapter(tmp_path / "fixed", base).lines()
+    assert "  the ComfyUI nodes: diffusion head, acoustic connector, semantic connector" in lines
+
+
+def test_a_whole_language_model_beside_a_head_is_reported(
+    base: Checkpoint, made: dict[str, Path], tmp_path: Path
+) -> None:
+    """The older trainers' folder of a head-only run: with the frozen language model and its `config.json`."""
+    folder = tmp_path / "old"
+    shutil.copytree(made["full"] / "diffusion_head", folder / "diffusion_head")
+    stored = load_file(base.folder / "model.safetensors")
+    prefix = "model.language_model."
+    copied = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    save_file(copied, folder / "model.safetensors")
+    assert any("give --model_name_or_path to compare" in warning for warning in inspect_adapter(folder, None).warnings)
+    (warning,) = inspect_adapter(folder, base).warnings
+    assert "is a copy of the base's language model" in warning
+    fix_adapter(folder, base, tmp_path / "fixed")
+    assert not (tmp_path / "fixed" / "model.safetensors").exists()
+    save_file(copied | {"norm.weight": copied["norm.weight"] + 1}, folder / "model.safetensors")
+    (warning,) = inspect_adapter(folder, base).warnings
+    assert "holds a whole language model, of which 1 of " in warning
+    with pytest.raises(AdapterError, match="trained whole"):
+        fix_adapter(folder, base, tmp_path / "again")
+
+
+def test_fix_and_another_process(made: dict[str, Path], base: Checkpoint, tmp_path: Path) -> None:
+    with locked(tmp_path / "new", "inspect --fix"), pytest.raises(InUseError, match="is writing there"):
+        fix_adapter(made["full"], base, tmp_path / "new")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoProcessor, GenerationConfig, VibeVoiceForConditionalGeneration
 
 from vibevoice_finetune.adapters import merge as export_module
-from vibevoice_finetune.adapters.apply import load_adapter
+from vibevoice_finetune.adapters.apply import adapter_deltas, load_adapter
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.merge import ExportRequest, export
@@ -26,9 +27,12 @@ from vibevoice_finetune.base_model.load import (
     model_fingerprint,
     open_checkpoint,
 )
+from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.tensor_names import to_native
 from vibevoice_finetune.base_model.weights import index_weights
-from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError
+from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError, UserError
+from vibevoice_finetune.files.atomic import WriteError
+from vibevoice_finetune.files.locks import InUseError, locked
 
 PLAN = AdapterPlan(
     lora_r=3,
@@ -158,7 +162,7 @@ def test_only_one_shard_is_in_memory(golden_dir: Path, tmp_path: Path, monkeypat
 
     def counting(tensors: object) -> object:
         for name, tensor in original(tensors):  # type: ignore[arg-type]
-            asked.append((name, len(list(tmp_path.glob(".native*/model-*.safetensors")))))
+            asked.append((name, len(list(tmp_path.glob(".native.*.partial/model-*.safetensors")))))
             yield name, tensor
 
     monkeypatch.setattr(export_module, "read_tensors", counting)
@@ -172,11 +176,13 @@ def test_only_one_shard_is_in_memory(golden_dir: Path, tmp_path: Path, monkeypat
 def test_the_same_layout_keeps_the_files_beside_the_weights(golden_dir: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(golden_dir / "tied" / "checkpoint", source)
-    (source / "tokenizer_notes.txt").write_text("kept")
+    (source / "merges.txt").write_text("kept")
+    (source / "notes.txt").write_text("none of the model's files")
     raw = json.loads((source / "config.json").read_text()) | {"a_key_of_their_own": 7}
     (source / "config.json").write_text(json.dumps(raw))
     export(ExportRequest(str(source), tmp_path / "copy"))
-    assert (tmp_path / "copy" / "tokenizer_notes.txt").read_text() == "kept"
+    assert (tmp_path / "copy" / "merges.txt").read_text() == "kept"
+    assert not (tmp_path / "copy" / "notes.txt").exists()
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["a_key_of_their_own"] == 7
 
 
@@ -204,7 +210,7 @@ def test_a_full_disk_is_a_line_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("vibevoice_finetune.base_model.weights.save_file", full)
-    with pytest.raises(CheckpointError, match=r"out: could not be written: .*No space left.*make room"):
+    with pytest.raises(WriteError, match=r"out: cannot be written .*No space left"):
         export(request_for(golden_dir, "tied", tmp_path / "out", layout=Layout.NATIVE))
     assert list(tmp_path.iterdir()) == []
 
@@ -255,3 +261,84 @@ def test_weights_are_indexed_under_the_layouts_names(golden_dir: Path, tmp_path:
     export(request_for(golden_dir, "untied", tmp_path / "native", layout=Layout.NATIVE))
     names = index_weights(tmp_path / "native", Layout.NATIVE).tensors
     assert names.keys() == index_weights(golden_dir / "untied" / "checkpoint", Layout.ORIGINAL).tensors.keys()
+
+
+def changed_base(golden_dir: Path, folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    shutil.copytree(golden_dir / "tied" / "checkpoint", folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+QUERY = "model.language_model.layers.0.self_attn.q_proj.weight"
+
+
+def test_a_base_of_8_bits_is_merged_into_bf16(golden_dir: Path, adapter: Path, tmp_path: Path) -> None:
+    kept = ("speech_scaling_factor", "speech_bias_factor", "norm", "bias")
+    base = changed_base(
+        golden_dir,
+        tmp_path / "fp8",
+        lambda tensors: {n: t if any(k in n for k in kept) else t.to(torch.float8_e4m3fn) for n, t in tensors.items()},
+    )
+    request = request_for(golden_dir, "tied", tmp_path / "merged", name_or_path=str(base), adapter=adapter)
+    exported = export(request)
+    before, after = load_file(base / "model.safetensors"), tensors_of(tmp_path / "merged")
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16, torch.float32}
+    scaled = adapter_deltas(adapter, tensor_shapes(open_checkpoint(str(base)).config))[QUERY](before[QUERY].float())
+    assert torch.equal(after[QUERY], scaled.bfloat16())
+    assert any("stored in 8 bits" in warning and "written in bf16" in warning for warning in exported.warnings)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("size", "said"), [(1.0, False), (1e-4, True)])
+def test_a_change_that_rounding_takes_away_is_said(
+    size: float, said: bool, golden_dir: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """A ten-thousandth of the change is far below the last digit of bf16, so most weights stay where they were."""
+    exported = export(
+        request_for(
+            golden_dir, "tied", tmp_path / "out", adapter=adapter, adapter_scale=size, dtype=torch.bfloat16,
+        )
+    )  # fmt: skip
+    assert any("rounding to the model's number format takes" in warning for warning in exported.warnings) is said
+
+
+def test_merging_that_overflows_is_refused(golden_dir: Path, adapter: Path, tmp_path: Path) -> None:
+    base = changed_base(
+        golden_dir, tmp_path / "base", lambda tensors: {name: tensor.half() for name, tensor in tensors.items()}
+    )
+    request = request_for(
+        golden_dir, "tied", tmp_path / "out", name_or_path=str(base), adapter=adapter, adapter_scale=1e7
+    )
+    with pytest.raises(CheckpointError, match="not finite numbers in float16 after merging; nothing was written"):
+        export(request)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_base_that_is_not_finite_is_refused(golden_dir: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors[QUERY][0, 0] = float("nan")
+        return tensors
+
+    base = changed_base(golden_dir, tmp_path / "base", spoil)
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight has values that are not finite numbers; download"):
+        export(ExportRequest(str(base), tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_files_behind_links_are_not_copied(golden_dir: Path, tmp_path: Path) -> None:
+    base = changed_base(golden_dir, tmp_path / "base", lambda tensors: tensors)
+    (tmp_path / "secret").write_text("of the person at the keyboard")
+    (base / "notes.json").symlink_to(tmp_path / "secret")
+    export(ExportRequest(str(base), tmp_path / "one"))
+    assert not (tmp_path / "one" / "notes.json").exists()
+    (base / "generation_config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"generation_config\.json: is a link that leads out of its folder"):
+        export(ExportRequest(str(base), tmp_path / "two"))
+    assert not (tmp_path / "two").exists()
+
+
+def test_two_at_once_are_told_apart(golden_dir: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "out", "convert"), pytest.raises(InUseError, match="is writing there"):
+        export(request_for(golden_dir, "tied", tmp_path / "out", layout=Layout.NATIVE))
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import socket
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.unit.small_model import INFO, largest_difference, outputs, plan, smal
 from vibevoice_finetune.adapters.apply import AppliedSummary, adapter_deltas, load_adapter
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, has_lora, merge
 from vibevoice_finetune.adapters.check import open_for
+from vibevoice_finetune.adapters.read import holds_adapter
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.errors import AdapterError, ArgumentError
@@ -144,10 +147,8 @@ def whole_model_wrapped(folder: Path) -> Path:
 
 def renamed_head_lora(folder: Path) -> None:
     """The community trainer wraps the head in a module that calls it `base`."""
-    (folder / "diffusion_head_lora/adapter_model.safetensors").rename(
-        folder / "diffusion_head/adapter_model.safetensors"
-    )
-    (folder / "diffusion_head_lora/adapter_config.json").rename(folder / "diffusion_head/adapter_config.json")
+    (folder / "diffusion_head_lora/lora.safetensors").rename(folder / "diffusion_head/adapter_model.safetensors")
+    (folder / "diffusion_head_lora/lora_config.json").rename(folder / "diffusion_head/adapter_config.json")
     rewrite(
         folder / "diffusion_head/adapter_model.safetensors",
         lambda tensors: {name.replace("base_model.model.", "base_model.model.base."): t for name, t in tensors.items()},
@@ -257,7 +258,7 @@ def victims(root: Path) -> list[Path]:
     preferred = []
     for group in (
         ("adapter_model.safetensors", "adapter_model.bin"),
-        ("diffusion_head_lora/adapter_model.safetensors", "diffusion_head/adapter_model.safetensors"),
+        ("diffusion_head_lora/lora.safetensors", "diffusion_head/adapter_model.safetensors"),
         ("diffusion_head/model.safetensors", "diffusion_head/diffusion_head_full.bin", "diffusion_head_full.bin"),
         ("acoustic_connector/model.safetensors", "acoustic_connector/pytorch_model.bin"),
     ):
@@ -308,7 +309,7 @@ def truncated(path: Path) -> str:
 def no_state_dict(path: Path) -> str:
     if path.suffix == ".safetensors":
         path.write_bytes(b"not a safetensors file at all")
-        return "is no safetensors file"
+        return "is not a safetensors file"
     path.write_bytes(pickle.dumps({"weight": [1, 2, 3]}))
     return "no tensor"
 
@@ -325,7 +326,7 @@ BREAKS = [missing_tensor, wrong_shape, not_finite, left_over, truncated, no_stat
 
 
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
-@each_shape
+@pytest.mark.parametrize("shape", ["ours, head by LoRA", "LoRA as .bin"])  # a file of each kind and place
 def test_a_broken_twin_is_refused_with_file_and_tensor(
     shape: str, damage: Callable[[Path], str], made: dict[str, tuple[Path, Outputs]], tmp_path: Path
 ) -> None:
@@ -339,7 +340,7 @@ def test_a_broken_twin_is_refused_with_file_and_tensor(
         assert path.relative_to(root).as_posix() in str(caught.value)
         assert tensor in str(caught.value)
         path.write_bytes(good)
-    open_for(base_shapes(), folder)  # mended, it is read
+    open_for(base_shapes(), folder)  # whole again, it is read
 
 
 @each_shape
@@ -395,7 +396,7 @@ def load_changed(
         (
             "head as safetensors",
             lambda f: torch.save({}, f / "diffusion_head_ema.bin"),
-            r"diffusion_head_ema.bin: is no part of an adapter .* no effect",
+            r"diffusion_head_ema.bin: is not a known part of an adapter.* no effect",
         ),
         (
             "head as safetensors",
@@ -432,23 +433,23 @@ def load_changed(
         (
             "head as safetensors",
             lambda f: (f / "adapter_config.json").write_text("{"),
-            "adapter_config.json: is no JSON",
+            "adapter_config.json: is not JSON",
         ),
         ("head as safetensors", lambda f: (f / "adapter_config.json").write_text("[]"), "holds a JSON list"),
         (  # takes time exponential in the length of the name
             "head as safetensors",
             lambda f: edit_json(f / "adapter_config.json", target_modules=r"(?:(?:.|\w)+)*s"),
-            "is no usable regular expression",
+            "regular expression",
         ),
         (  # the same, in pieces each of which is fast enough
             "head as safetensors",
             lambda f: edit_json(f / "adapter_config.json", rank_pattern={r"(?:(?:.|\w)(?:.|\w)?)*s": 1}),
-            "is no usable regular expression",
+            "regular expression",
         ),
         (  # takes memory and time before it is matched
             "head as safetensors",
             lambda f: edit_json(f / "adapter_config.json", alpha_pattern={"((((a{100}){100}){100}){100})*": 1}),
-            r"is no name of a module and no simple regular expression",
+            r"is neither the name of a module nor a simple regular expression",
         ),
         ("ours", lambda f: edit_json(f / "vibevoice_finetune.json", format_version=2), "format_version is 2"),
         (
@@ -508,9 +509,7 @@ def test_links_out_of_the_folder_are_not_followed(made: dict[str, tuple[Path, Ou
         (folder / "adapter_model.safetensors").unlink()
         (folder / "adapter_model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
 
-    with pytest.raises(
-        AdapterError, match=r"adapter_model.safetensors: is a link that leads out of the adapter's folder"
-    ):
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors: is a link that leads out of its folder"):
         load_changed(made, tmp_path, "head as safetensors", link_out)
 
 
@@ -723,7 +722,7 @@ def test_the_lines_for_people(made: dict[str, tuple[Path, Outputs]]) -> None:
     assert summary.lines()[1] == (
         "  language model: LoRA of rank 2, 8 tensors, 288 parameters from adapter_model.safetensors"
     )
-    assert summary.lines()[2].endswith("from diffusion_head_lora/adapter_model.safetensors")
+    assert summary.lines()[2].endswith("from diffusion_head_lora/lora.safetensors")
     assert set(summary.unread) == {
         "acoustic_connector/pytorch_model.bin",
         "semantic_connector/pytorch_model.bin",
@@ -763,3 +762,160 @@ def test_lora_of_the_head_without_its_scale_is_refused(made: dict[str, tuple[Pat
         (folder / name).unlink()
     with pytest.raises(AdapterError, match=re.escape("its scale is not known")):
         load_adapter(small_model(), folder)
+
+
+# What wrappers add to names
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("layers.", "_orig_mod.layers."),
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.removeprefix("base_model.model."),
+    ],
+    ids=["compiled inside", "DDP", "compiled and DDP", "wrapped twice", "no PEFT"],
+)
+def test_names_of_wrappers_are_read(
+    rename: Callable[[str], str], made: dict[str, tuple[Path, Outputs]], tmp_path: Path
+) -> None:
+    folder, expected = make(made, "head as safetensors", tmp_path)
+    for path in [folder / "adapter_model.safetensors", folder / "diffusion_head/model.safetensors"]:
+        rewrite(path, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
+    model = small_model()
+    assert load_adapter(model, folder).warnings == ()
+    assert largest_difference(outputs(model), expected) == 0.0
+
+
+def test_one_matrix_under_two_names_is_refused(made: dict[str, tuple[Path, Outputs]], tmp_path: Path) -> None:
+    folder, _ = make(made, "head as safetensors", tmp_path)
+    rewrite(
+        folder / "diffusion_head/model.safetensors",
+        lambda tensors: tensors | {"module.cond_proj.weight": tensors["cond_proj.weight"] + 1},
+    )
+    with pytest.raises(AdapterError, match="is there twice, the other time as"):
+        load_adapter(small_model(), folder)
+
+
+# The whole language model that older trainers leave beside a head
+
+
+def with_language_model(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    keep(folder, "diffusion_head/model.safetensors", "diffusion_head/config.json")
+    tensors = {name: tensor.clone() for name, tensor in parts.language_model(small_model()).state_dict().items()}
+    save_file(change(tensors), folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+def test_an_untrained_language_model_beside_a_head_is_ignored_and_said(
+    dtype: torch.dtype, made: dict[str, tuple[Path, Outputs]], tmp_path: Path
+) -> None:
+    folder = with_language_model(
+        copy(made["full"][0], tmp_path / "old"), lambda tensors: {name: t.to(dtype) for name, t in tensors.items()}
+    )
+    assert holds_adapter(folder)
+    model = small_model()
+    summary = load_adapter(model, folder)
+    (warning,) = summary.warnings
+    assert "model.safetensors is a copy of the base's language model, all 26 tensors; not used" in warning
+    assert [block.title for block in summary.blocks] == ["diffusion head"]
+    assert torch.equal(outputs(model)["diffusion head"], made["full"][1]["diffusion head"])
+    assert torch.equal(outputs(model)["language model"], outputs(small_model())["language model"])
+
+
+def test_a_trained_language_model_beside_a_head_is_refused(
+    made: dict[str, tuple[Path, Outputs]], tmp_path: Path
+) -> None:
+    folder = with_language_model(
+        copy(made["full"][0], tmp_path / "old"),
+        lambda tensors: tensors | {"layers.0.mlp.up_proj.weight": tensors["layers.0.mlp.up_proj.weight"] + 1},
+    )
+    model = small_model()
+    with pytest.raises(AdapterError, match=r"1 of 26 tensors are not the base model's, layers\.0\.mlp\.up_proj"):
+        load_adapter(model, folder)
+    assert torch.equal(outputs(model)["diffusion head"], outputs(small_model())["diffusion head"])
+
+
+# Hostile files: refused before they cost anything
+
+
+def zeros_expanded(folder: Path) -> None:
+    """64 GB when copied, a kilobyte on the disk."""
+    torch.save({"cond_proj.weight": torch.zeros(1).expand(2**17, 2**17)}, folder / "diffusion_head_full.bin")
+
+
+def a_million_names(folder: Path) -> None:
+    entries = {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(300_000)}
+    header = json.dumps(entries).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def a_sparse_file(folder: Path) -> None:
+    with (folder / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(50 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (zeros_expanded, "diffusion_head_full.bin: its tensors take 68,719,476,736 bytes.*they overlap"),
+        (a_million_names, "adapter_model.safetensors: .*holds 300,000 tensors; an adapter has at most 10,000"),
+        (a_sparse_file, "adapter_model.safetensors: has 50,000,000,000 bytes; a part of an adapter has at most"),
+        (
+            lambda f: torch.save({f"t{n}": torch.zeros(0) for n in range(11_000)}, f / "diffusion_head_full.bin"),
+            "diffusion_head_full.bin: .*tensors",
+        ),
+        (
+            lambda f: edit_json(f / "adapter_config.json", rank_pattern={f"layers.{n}.x": 2 for n in range(10_000)}),
+            "rank_pattern has 10,000 entries; at most 500 are read",
+        ),
+        (
+            lambda f: edit_json(f / "adapter_config.json", target_modules=".*" * 12 + "_projX"),
+            "does not name its module",
+        ),
+    ],
+)
+def test_hostile_files_are_refused_within_seconds(
+    change: Callable[[Path], object], message: str, made: dict[str, tuple[Path, Outputs]], tmp_path: Path
+) -> None:
+    folder, _ = make(made, "head in the root", tmp_path)
+    change(folder)
+    began = time.process_time()
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(small_model(), folder)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "diffusion_head_full.bin"])
+def test_what_is_not_a_float_is_refused(
+    name: str, dtype: torch.dtype, made: dict[str, tuple[Path, Outputs]], tmp_path: Path
+) -> None:
+    folder, _ = make(made, "head in the root", tmp_path)
+    rewrite(folder / name, lambda tensors: {key: tensor.to(dtype) for key, tensor in tensors.items()})
+    with pytest.raises(AdapterError, match=f"{name}: tensor .* is stored as .*; expected float32, bfloat16 or float16"):
+        load_adapter(small_model(), folder)
+
+
+def test_names_from_a_file_are_printable(made: dict[str, tuple[Path, Outputs]], tmp_path: Path) -> None:
+    folder, _ = make(made, "head in the root", tmp_path)
+    rewrite(
+        folder / "adapter_model.safetensors",
+        lambda tensors: tensors | {"\x1b[2J\nerror: \u202erun this": torch.zeros(1)},
+    )
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(small_model(), folder)
+    assert str(caught.value).isprintable()
+
+
+def test_an_interrupted_replacement_is_put_back(made: dict[str, tuple[Path, Outputs]], tmp_path: Path) -> None:
+    folder, expected = make(made, "ours", tmp_path)
+    host = re.sub(r"[^\w]", "", socket.gethostname())[:24]
+    folder.rename(folder.with_name(f".lora.{host}-999999999-0123456789ab.replaced"))  # by a process that is gone
+    model = small_model()
+    load_adapter(model, folder)
+    assert largest_difference(outputs(model), expected) == 0.0

@@ -2,20 +2,25 @@ import hashlib
 import itertools
 import json
 import resource
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.unit.small_model import INFO, largest_difference, outputs, plan, small_model, train_at_random
 from vibevoice_finetune.adapters.apply import load_adapter
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, lora_layers, merge
+from vibevoice_finetune.adapters.info import public_name
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.files.atomic import WriteError
 
 COMBINATIONS = [
     plan(lora_target_modules=targets, head=head, train_connectors=connectors)
@@ -208,6 +213,11 @@ def test_the_originals_head_takes_either_form(tmp_path: Path) -> None:
     full.load_state_dict(torch.load(tmp_path / "tuned/diffusion_head/diffusion_head_full.bin", weights_only=True))
     small = OriginalHead(16, 3, 2)
     small.load_state_dict(load_file(tmp_path / "base/diffusion_head/model.safetensors"))
+    for name, renamed in (
+        ("lora_config.json", "adapter_config.json"),
+        ("lora.safetensors", "adapter_model.safetensors"),
+    ):
+        (tmp_path / "tuned/diffusion_head_lora" / name).rename(tmp_path / "tuned/diffusion_head_lora" / renamed)
     wrapped = peft.PeftModel.from_pretrained(small, str(tmp_path / "tuned/diffusion_head_lora"))
     merged = wrapped.merge_and_unload()
     for name, tensor in full.state_dict().items():
@@ -234,8 +244,6 @@ def test_merged_and_attached_agree(tmp_path: Path) -> None:
 def test_an_adapter_is_replaced_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
     first, second = plan(train_connectors=True), plan(lora_target_modules=("v_proj",))
     save_adapter(trained(first), first, tmp_path / "lora", INFO)
-    (tmp_path / ".lora.writing").mkdir()  # a run was killed here
-    (tmp_path / ".lora.writing/torn").write_text("")
     save_adapter(trained(second), second, tmp_path / "lora", INFO)
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
     assert files_of(tmp_path / "lora") == {
@@ -268,7 +276,7 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, limit_bytes: int) ->
     old_limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, old_limits[1]))
     try:
-        with pytest.raises(AdapterError, match="lora: could not be written"):
+        with pytest.raises(WriteError, match="lora: cannot be written"):
             save_adapter(other, case, tmp_path / "lora", INFO)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old_limits)
@@ -287,3 +295,104 @@ def test_nothing_is_saved_that_is_not_finite(tmp_path: Path, value: float) -> No
     ):
         save_adapter(model, case, tmp_path / "lora", INFO)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", [case for case in COMBINATIONS if not case.lora_target_modules])
+def test_without_lora_on_the_language_model_the_folder_is_listed_and_harmless(
+    case: AdapterPlan, tmp_path: Path
+) -> None:
+    """ComfyUI's lists ask for both files of PEFT; what they hold must change nothing, in PEFT and here."""
+    save_adapter(trained(case), case, tmp_path, INFO)
+    qwen = parts.language_model(small_model())
+    wrapped = peft.PeftModel.from_pretrained(qwen, str(tmp_path)).merge_and_unload()
+    expected = parts.language_model(small_model()).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in wrapped.state_dict().items())
+    model = small_model()
+    summary = load_adapter(model, tmp_path)
+    assert "language model" not in {block.title for block in summary.blocks}
+    assert lora_layers(parts.language_model(model)) == {}
+    assert "a single pair of zeros" in (tmp_path / "README.md").read_text()
+
+
+def test_no_other_program_takes_a_part_for_an_adapter_of_its_own(tmp_path: Path) -> None:
+    case = plan(head="lora")
+    save_adapter(trained(case), case, tmp_path, INFO)
+    assert [path.parent for path in tmp_path.rglob("adapter_*")] == [tmp_path, tmp_path]
+    assert (tmp_path / "diffusion_head_lora/lora.safetensors").is_file()
+
+
+SETTINGS = {
+    "model_name_or_path": "/home/me/models/VibeVoice-1.5B",
+    "train_jsonl": "rows.jsonl",
+    "validation_jsonl": ["/home/me/a", "/home/me/b"],
+    "processor_name_or_path": "Qwen/Qwen2.5-1.5B",
+    "learning_rate": 1e-4,
+    "lr_scheduler_kwargs": {"config_path": "x"},
+    "run_name": "/home/me/runs/7",
+    "hub_token": "hf_abc",
+    "extra": "hf_" + "a" * 34,
+    "report_to": ["tensorboard"],
+}
+
+
+def test_no_place_and_no_secret_is_given_away(tmp_path: Path) -> None:
+    info = replace(INFO, base_model="/home/me/models/VibeVoice-1.5B/", settings=SETTINGS)
+    save_adapter(trained(plan()), plan(), tmp_path / "lora", info)
+    said = json.loads((tmp_path / "lora/vibevoice_finetune.json").read_text())
+    assert said["base_model"] == "VibeVoice-1.5B"
+    assert said["base_fingerprint"] == "abc"
+    assert said["settings"] == {
+        "model_name_or_path": "VibeVoice-1.5B",
+        "processor_name_or_path": "Qwen/Qwen2.5-1.5B",
+        "learning_rate": 1e-4,
+        "report_to": ["tensorboard"],
+    }
+    for path in (tmp_path / "lora").rglob("*"):
+        if path.is_file():
+            assert b"/home/me" not in path.read_bytes()
+            assert b"hf_a" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("microsoft/VibeVoice-1.5B", "microsoft/VibeVoice-1.5B"),
+        ("../models/mine", "mine"),
+        ("/cache/hub/models--aoi-ot--VibeVoice-Large/snapshots/0123", "aoi-ot/VibeVoice-Large"),
+        ("mine", "mine"),
+    ],
+)
+def test_a_base_model_is_named_without_its_place(given: str, written: str) -> None:
+    assert public_name(given) == written
+
+
+def test_the_cards_command_is_safe_to_paste(tmp_path: Path) -> None:
+    info = replace(INFO, base_model="/models/x; rm -rf `~`\n# gone")
+    save_adapter(trained(plan()), plan(), tmp_path, info)
+    card = (tmp_path / "README.md").read_text()
+    (command,) = [line for line in card.splitlines() if line.startswith("vibevoice-finetune generate")]
+    words = shlex.split(command.removesuffix("\\"))
+    assert words[:4] == ["vibevoice-finetune", "generate", "--model_name_or_path", "x; rm -rf `~`\\n# gone"]
+    assert not any(line.startswith("# gone") for line in card.splitlines())
+
+
+def test_the_cards_python_applies_the_language_models_part(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    case = plan(head="full")
+    tuned = trained(case)
+    save_adapter(tuned, case, tmp_path, INFO)
+    card = (tmp_path / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path))
+    model = small_model()
+    exec(code, {"model": model})
+    found, expected = outputs(model)["language model"], outputs(tuned)["language model"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert "It leaves out the diffusion head." in card
+
+
+def test_the_cards_header_is_read_by_the_hubs_library(tmp_path: Path) -> None:
+    save_adapter(trained(plan()), plan(), tmp_path, INFO)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("some/VibeVoice", "peft")
+    save_adapter(trained(plan()), plan(), tmp_path, replace(INFO, base_model="/a/local/folder"))
+    assert ModelCard.load(tmp_path / "README.md").data.base_model is None

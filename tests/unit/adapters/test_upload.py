@@ -108,7 +108,7 @@ def test_the_folder_is_uploaded_and_nothing_else(folder: Path, hub: Hub) -> None
     ]
     expected = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert hub.files == expected
-    assert "diffusion_head_lora/adapter_model.safetensors" in expected
+    assert "diffusion_head_lora/lora.safetensors" in expected
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert hub.branches == []
 
@@ -141,15 +141,15 @@ def test_no_connection_says_what_to_do(folder: Path, hub: Hub) -> None:
         push_result(folder, Upload("me/my-voice", private=None, revision=None, token=TOKEN))
 
 
-def test_a_name_that_is_none_and_a_folder_that_is_not_finished(folder: Path, hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="--hub_model_id me/my voice: is no name of a repository"):
+def test_a_name_that_is_not_valid_and_a_folder_that_is_not_finished(folder: Path, hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="--hub_model_id me/my voice: is not the name of a repository"):
         push_result(folder, Upload("me/my voice", private=None, revision=None, token=TOKEN))
     with pytest.raises(ArgumentError, match="holds no finished result"):
         push_result(tmp_path, Upload("me/my-voice", private=None, revision=None, token=TOKEN))
     assert hub.repositories == []
 
 
-def test_the_wish_is_taken_from_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_is_taken_from_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vibevoice_finetune.adapters.upload.get_token", lambda: TOKEN)
     out = str(tmp_path / "voice-of-me")
     loop = TrainingArguments(out, push_to_hub=True, hub_token=TOKEN, hub_private_repo=True, report_to="none")
