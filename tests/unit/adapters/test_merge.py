@@ -295,11 +295,11 @@ def test_a_change_that_rounding_takes_away_is_said(
     size: float, said: bool, golden_dir: Path, adapter: Path, tmp_path: Path
 ) -> None:
     """A ten-thousandth of the change is far below the last digit of bf16, so most weights stay where they were."""
-    exported = export(
-        request_for(
-            golden_dir, "tied", tmp_path / "out", adapter=adapter, adapter_scale=size, dtype=torch.bfloat16,
-        )
-    )  # fmt: skip
+    base = changed_base(
+        golden_dir, tmp_path / "base", lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    )
+    request = request_for(golden_dir, "tied", tmp_path / "out", name_or_path=str(base), adapter=adapter)
+    exported = export(replace(request, adapter_scale=size))
     assert any("rounding to the model's number format takes" in warning for warning in exported.warnings) is said
 
 
@@ -328,7 +328,7 @@ def test_a_base_that_is_not_finite_is_refused(golden_dir: Path, tmp_path: Path) 
 
 def test_files_behind_links_are_not_copied(golden_dir: Path, tmp_path: Path) -> None:
     base = changed_base(golden_dir, tmp_path / "base", lambda tensors: tensors)
-    (tmp_path / "secret").write_text("of the person at the keyboard")
+    (tmp_path / "secret").write_text('{"of": "the person at the keyboard"}')
     (base / "notes.json").symlink_to(tmp_path / "secret")
     export(ExportRequest(str(base), tmp_path / "one"))
     assert not (tmp_path / "one" / "notes.json").exists()
