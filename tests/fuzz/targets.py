@@ -145,7 +145,21 @@ def _adapters(folder: Path) -> dict[str, Target]:
     (root / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, root / "adapter_model.safetensors")
     torch.save(head, root / "diffusion_head" / "diffusion_head_full.bin")
-    files = ("adapter_config.json", "adapter_model.safetensors", "diffusion_head/diffusion_head_full.bin")
+    (root / "diffusion_head_lora").mkdir(exist_ok=True)
+    head_config = config | {"target_modules": r".*\.?cond_proj", "rank_pattern": {"cond.*": 2}}
+    (root / "diffusion_head_lora" / "lora_config.json").write_text(json.dumps(head_config), encoding="utf-8")
+    head_name = "_orig_mod.base_model.model.cond_proj.lora_{}.weight"
+    save_file(
+        {head_name.format("A"): torch.ones(2, 4), head_name.format("B"): torch.ones(4, 2)},
+        root / "diffusion_head_lora" / "lora.safetensors",
+    )
+    files = (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "diffusion_head/diffusion_head_full.bin",
+        "diffusion_head_lora/lora_config.json",
+        "diffusion_head_lora/lora.safetensors",
+    )
     contents = {file: (root / file).read_bytes() for file in files}
     records = {
         file: FileRecord(hashlib.sha256(content).hexdigest(), len(content)) for file, content in contents.items()

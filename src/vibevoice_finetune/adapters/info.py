@@ -19,9 +19,11 @@ from huggingface_hub import ModelCardData
 
 from vibevoice_finetune.adapters.attach import AdapterPlan
 from vibevoice_finetune.adapters.files import read_json
+from vibevoice_finetune.arguments import PATH_FLAGS
 from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.errors import AdapterError
 from vibevoice_finetune.files.atomic import write_file, write_json
+from vibevoice_finetune.flags.secrets import TOKEN, is_secret
 
 INFO_FILE = "vibevoice_finetune.json"
 CARD_FILE = "README.md"
@@ -31,8 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a repository's folder in the Hub's cache
 # Flags that name a model by a Hub id or a folder; of a folder, its name is kept.
 _MODELS = ("model_name_or_path", "processor_name_or_path")
-_PRIVATE_FLAG = re.compile(r".*(_dir|_path|_jsonl|_file|_checkpoint|token|secret|password|key)|config")
-_SECRET = re.compile(r"hf_\w{20,}")
+_PLACE_FLAG = re.compile(r".*(_dir|_path|_jsonl|_file|_checkpoint)|config")  # also those of transformers
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in plain.items():
         if name in _MODELS and isinstance(value, str):
             kept[name] = public_name(value)
-        elif not _PRIVATE_FLAG.fullmatch(name) and not _holds_place_or_secret(value):
-            kept[name] = value
+            continue
+        known_elsewhere = isinstance(value, str) and _HUB_ID.fullmatch(value) is not None
+        if _is_private(name) or _holds_place_or_secret(value) or (name in PATH_FLAGS and not known_elsewhere):
+            continue
+        kept[name] = value
     return kept
 
 
@@ -283,12 +287,16 @@ def _is_place(text: str) -> bool:
     return "/" in text or "\\" in text or text.startswith(("~", "."))
 
 
+def _is_private(name: str) -> bool:
+    return is_secret(name) or (name not in _MODELS and _PLACE_FLAG.fullmatch(name) is not None)
+
+
 def _holds_place_or_secret(value: object) -> bool:
     if isinstance(value, dict):
-        return any(_PRIVATE_FLAG.fullmatch(name) for name in value) or any(map(_holds_place_or_secret, value.values()))
+        return any(map(_is_private, value)) or any(map(_holds_place_or_secret, value.values()))
     if isinstance(value, list):
         return any(map(_holds_place_or_secret, value))
-    return isinstance(value, str) and (_is_place(value) or _SECRET.search(value) is not None)
+    return isinstance(value, str) and (_is_place(value) or TOKEN.search(value) is not None)
 
 
 def _value(path: Path, raw: Mapping[str, Any], key: str, kind: type) -> Any:

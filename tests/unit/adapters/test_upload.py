@@ -1,17 +1,13 @@
 """`--push_to_hub`: the folder and nothing else, once, to a server that stands in for the Hub."""
 
-import base64
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from transformers import TrainingArguments
 
+from tests.hub import COMMIT, Hub, running_hub
 from tests.unit.small_model import plan, small_model, train_at_random
 from vibevoice_finetune.adapters.attach import attach
 from vibevoice_finetune.adapters.check import check_records
@@ -22,7 +18,6 @@ from vibevoice_finetune.adapters.upload import Upload, push_result, take_upload
 from vibevoice_finetune.errors import ArgumentError, UserError
 
 TOKEN = "hf_" + "a" * 34
-COMMIT = "/me/my-voice/commit/0000000"
 SETTINGS = {"learning_rate": 2.5e-5, "lora_r": 8, "train_jsonl": "/data/me/train.jsonl", "output_dir": "/data/me/out"}
 
 
@@ -38,66 +33,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out" / "lora"
 
 
-class Hub:
-    """What the client asks of the Hub when it uploads a folder of small files."""
-
-    def __init__(self) -> None:
-        self.repositories: list[dict[str, object]] = []
-        self.files: dict[str, bytes] = {}
-        self.branches: list[str] = []
-        self.tokens: set[str | None] = set()
-        self.refuses = False
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the server's name for it
-                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-                hub.tokens.add(self.headers["Authorization"])
-                answer = hub.answer(self.path, body)
-                self.send_response(403 if hub.refuses else 200)
-                self.send_header("Content-Type", "application/json")
-                if hub.refuses:
-                    self.send_header("X-Error-Message", f"{self.headers['Authorization']} may not write")
-                self.end_headers()
-                self.wfile.write(json.dumps(answer).encode())
-
-            def log_message(self, *args: object, **_: object) -> None:
-                """Keep the test's output clean."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def answer(self, path: str, body: bytes) -> dict[str, object]:
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            self.repositories.append(asked)
-            return {"url": f"{self.address}/{asked.get('organization', 'me')}/{asked['name']}"}
-        if path == "/api/validate-yaml":  # the model card's
-            return {"errors": [], "warnings": []}
-        if "/branch/" in path:
-            self.branches.append(path.rpartition("/")[2])
-            return {}
-        if "/preupload/" in path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            return {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
-        assert "/commit/" in path, path
-        for line in body.splitlines():
-            entry = json.loads(line)
-            if entry["key"] == "file":
-                self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-        return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.address}{COMMIT}", "hookOutput": ""}
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
-    thread.start()
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    with running_hub(monkeypatch) as hub:
+        yield hub
 
 
 def test_the_folder_is_uploaded_and_nothing_else(folder: Path, hub: Hub) -> None:
