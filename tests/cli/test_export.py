@@ -1,9 +1,11 @@
 """`inspect`, `merge` and `convert` as they are typed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
@@ -114,3 +116,26 @@ def test_mistakes_are_one_line(
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_head_with_the_frozen_language_model_beside_it(
+    model: str, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The older trainers' folder of a head-only run has a model's `config.json` and weights; it is an adapter."""
+    folder = tmp_path / "old"
+    shutil.copytree(Path(adapter) / "lora" / "diffusion_head", folder / "diffusion_head")
+    stored = load_file(Path(model) / "model.safetensors")
+    prefix = "model.language_model."
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2Model"]}')
+    code, out, err = run(capsys, "inspect", str(folder), "--model_name_or_path", model)
+    assert code == 0
+    assert out.startswith(f"adapter {folder}\n")
+    assert "diffusion head: all weights" in out
+    assert "model.safetensors is a copy of the base's language model" in err
+    code, out, err = run(
+        capsys, "merge", "--model_name_or_path", model, "--adapter", str(folder), "--output", str(tmp_path / "merged")
+    )
+    assert code == 0, err
+    assert "of them changed by the adapter" in out
