@@ -19,6 +19,7 @@ from vibevoice_finetune.errors import UserError
 NAMES = (
     *("jsonl", "script", "scripts", "config", "audio", "marker", "shard", "adapter adapter_config.json"),
     *("adapter adapter_model.safetensors", "adapter diffusion_head/diffusion_head_full.bin"),
+    *("adapter diffusion_head_lora/lora_config.json", "adapter diffusion_head_lora/lora.safetensors"),
     "adapter vibevoice_finetune.json",
 )
 SLOW_FILES = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

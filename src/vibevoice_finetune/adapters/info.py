@@ -71,7 +71,7 @@ def public_info(info: AdapterInfo) -> AdapterInfo:
 def public_name(model: str) -> str:
     """A model's Hub id, or the name of the folder that it lies in.
 
-    >>> public_name("microsoft/VibeVoice-1.5B"), public_name("/home/me/models/VibeVoice-1.5B/")
+    >>> public_name("microsoft/VibeVoice-1.5B"), public_name("/data/me/models/VibeVoice-1.5B/")
     ('microsoft/VibeVoice-1.5B', 'VibeVoice-1.5B')
     """
     if not _is_place(model):

@@ -322,13 +322,13 @@ def test_no_other_program_takes_a_part_for_an_adapter_of_its_own(tmp_path: Path)
 
 
 SETTINGS = {
-    "model_name_or_path": "/home/me/models/VibeVoice-1.5B",
+    "model_name_or_path": "/data/me/models/VibeVoice-1.5B",
     "train_jsonl": "rows.jsonl",
-    "validation_jsonl": ["/home/me/a", "/home/me/b"],
+    "validation_jsonl": ["/data/me/a", "/data/me/b"],
     "processor_name_or_path": "Qwen/Qwen2.5-1.5B",
     "learning_rate": 1e-4,
     "lr_scheduler_kwargs": {"config_path": "x"},
-    "run_name": "/home/me/runs/7",
+    "run_name": "/data/me/runs/7",
     "hub_token": "hf_abc",
     "extra": "hf_" + "a" * 34,
     "report_to": ["tensorboard"],
@@ -336,7 +336,7 @@ SETTINGS = {
 
 
 def test_no_place_and_no_secret_is_given_away(tmp_path: Path) -> None:
-    info = replace(INFO, base_model="/home/me/models/VibeVoice-1.5B/", settings=SETTINGS)
+    info = replace(INFO, base_model="/data/me/models/VibeVoice-1.5B/", settings=SETTINGS)
     save_adapter(trained(plan()), plan(), tmp_path / "lora", info)
     said = json.loads((tmp_path / "lora/vibevoice_finetune.json").read_text())
     assert said["base_model"] == "VibeVoice-1.5B"
@@ -349,7 +349,7 @@ def test_no_place_and_no_secret_is_given_away(tmp_path: Path) -> None:
     }
     for path in (tmp_path / "lora").rglob("*"):
         if path.is_file():
-            assert b"/home/me" not in path.read_bytes()
+            assert b"/data/me" not in path.read_bytes()
             assert b"hf_a" not in path.read_bytes()
 
 
