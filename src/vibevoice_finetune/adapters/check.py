@@ -26,10 +26,9 @@ from vibevoice_finetune.adapters.read import (
     BlockContents,
     open_adapter,
 )
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.weights import read_tensors
-from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.errors import AdapterError, shown
 from vibevoice_finetune.files.headers import StoredTensor
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -21,8 +21,8 @@ from vibevoice_finetune.adapters.read import (
     AdapterContents,
     BlockContents,
 )
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.tensor_names import to_original
+from vibevoice_finetune.errors import shown
 
 _CAUSAL_LM = "with transformers 4.51.3; 4.57.6 refuses task_type CAUSAL_LM"  # measured, with PEFT 0.15.2 to 0.21.2
 _PEFT_NAME = "base_model.model."

@@ -19,8 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.errors import AdapterError, shown
 from vibevoice_finetune.files.headers import Header, HeaderError, read_header
 from vibevoice_finetune.files.json_objects import read_json_object
 

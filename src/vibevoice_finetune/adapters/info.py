@@ -20,8 +20,7 @@ from huggingface_hub import ModelCardData
 from vibevoice_finetune.adapters.attach import AdapterPlan
 from vibevoice_finetune.adapters.files import read_json
 from vibevoice_finetune.arguments import PATH_FLAGS
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.errors import AdapterError, shown
 from vibevoice_finetune.files.atomic import write_file, write_json
 from vibevoice_finetune.flags.secrets import TOKEN, is_secret
 

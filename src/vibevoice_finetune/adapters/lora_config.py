@@ -21,8 +21,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from vibevoice_finetune.adapters.files import read_json
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import AdapterError
+from vibevoice_finetune.errors import AdapterError, shown
 
 # Options that make of LoRA something else than `W + scale * B A`, or that change the base weights.
 _NOT_PLAIN = (

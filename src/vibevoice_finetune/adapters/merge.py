@@ -23,7 +23,6 @@ from vibevoice_finetune.adapters.apply import adapter_deltas
 from vibevoice_finetune.adapters.check import base_tensors, compare_language_model
 from vibevoice_finetune.adapters.files import is_file_inside
 from vibevoice_finetune.adapters.read import open_adapter
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model.config import Layout, config_to_original
 from vibevoice_finetune.base_model.load import (
     Checkpoint,
@@ -44,7 +43,7 @@ from vibevoice_finetune.base_model.stored_types import FLOATS_8
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.base_model.weights import MAX_SHARD_BYTES, read_tensors, write_weights
-from vibevoice_finetune.errors import ArgumentError, CheckpointError
+from vibevoice_finetune.errors import ArgumentError, CheckpointError, shown
 from vibevoice_finetune.files.atomic import write_json, writing_folder
 from vibevoice_finetune.files.headers import StoredTensor
 from vibevoice_finetune.files.locks import locked

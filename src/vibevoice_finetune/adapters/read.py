@@ -33,9 +33,8 @@ import torch
 from vibevoice_finetune.adapters.files import Stored, is_file_inside, read_tensors
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, FileRecord, read_info
 from vibevoice_finetune.adapters.lora_config import LoraRules, read_lora_rules
-from vibevoice_finetune.audio.decode import shown
 from vibevoice_finetune.base_model import tensor_names
-from vibevoice_finetune.errors import AdapterError, CheckpointError
+from vibevoice_finetune.errors import AdapterError, CheckpointError, shown
 from vibevoice_finetune.files.atomic import settle
 
 

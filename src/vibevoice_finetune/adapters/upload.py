@@ -17,8 +17,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its HTT
 from transformers import TrainingArguments
 
 from vibevoice_finetune.adapters.info import INFO_FILE
-from vibevoice_finetune.audio.decode import shown
-from vibevoice_finetune.errors import ArgumentError, UserError
+from vibevoice_finetune.errors import ArgumentError, UserError, shown
 
 
 @dataclass(frozen=True)
