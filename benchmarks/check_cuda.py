@@ -37,6 +37,7 @@ from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.data.collate import Batch, collate
 from vibevoice_finetune.data.dataset import Draw
 from vibevoice_finetune.data.prompt import SpecialTokens
+from vibevoice_finetune.latents.shards import Part
 from vibevoice_finetune.objective.attention import set_attention
 from vibevoice_finetune.objective.objective import LossSums, Objective
 from vibevoice_finetune.training.metrics import LossWeights, Terms
@@ -99,10 +100,8 @@ def modules(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[Ch
         return expected[name].to(dtype)
 
     with torch.no_grad():
-        acoustic_BFC, semantic_BFS = load_encoders(checkpoint, dtype, device).encode(
-            expected["encode.waveform"].squeeze(1), semantic=True
-        )
-        assert semantic_BFS is not None
+        encoders, waveform_BN = load_encoders(checkpoint, dtype, device), expected["encode.waveform"].squeeze(1)
+        acoustic_BFC, semantic_BFS = (encoders.encode(part, waveform_BN) for part in Part)
         yield compare("acoustic encoder", acoustic_BFC, expected["encode.acoustic_mean"], limit)
         yield compare("semantic encoder", semantic_BFS, expected["encode.semantic"], limit)
         audio = whole.model.audio_tower.decode(given("decode.latents")).audio

@@ -31,7 +31,7 @@ import torch
 from benchmarks import record
 from vibevoice_finetune.audio.decode import Floats
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio, parse_audio
-from vibevoice_finetune.latents.read_ahead import SourceWork, prepare
+from vibevoice_finetune.latents.read_ahead import SourceWork, decode_source
 from vibevoice_finetune.latents.store import Segment
 
 HOP = 3_200
@@ -96,7 +96,7 @@ def measure(form: Format, clips: list[SourceWork], clip_sec: float, workers: int
             found[f"threads_{count}"] = rate(pool)
         with processes(count) as pool:
             found[f"processes_{count}"] = rate(pool)
-    alone = timed(lambda: [prepare(work, HOP) for work in clips])
+    alone = timed(lambda: [decode_source(work, HOP) for work in clips])
     found["one_core"] = round(audio_sec / alone, 0)
     found["cores_for_aim"] = round(AIM * alone / audio_sec, 2)
     found["operations_alone"] = operations_beside(lambda: time.sleep(1.0))[0]
@@ -155,8 +155,8 @@ def warm_up(_: int) -> None:
 
 
 def work_off(pool: Executor, clips: Sequence[SourceWork]) -> None:
-    """Prepare all clips; what comes back is looked at, so that it has arrived."""
-    for future in [pool.submit(prepare, work, HOP) for work in clips]:
+    """Decode all clips; what comes back is looked at, so that it has arrived."""
+    for future in [pool.submit(decode_source, work, HOP) for work in clips]:
         assert future.result().clips[0].waveform_N[-1] == future.result().clips[0].waveform_N[-1]
 
 

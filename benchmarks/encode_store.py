@@ -28,6 +28,7 @@ from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio, parse_
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.latents.arithmetic import Arithmetic, fastest
 from vibevoice_finetune.latents.fill import BATCH_SEC, fill
+from vibevoice_finetune.latents.shards import Part
 from vibevoice_finetune.latents.store import LatentStore, Segment
 
 SPEECH = Path(__file__).parents[1] / "src" / "vibevoice_finetune" / "demo" / "speech" / "speech.jsonl"
@@ -68,7 +69,7 @@ def parse_flags() -> argparse.Namespace:
 
 def encoders_alone(flags: argparse.Namespace, device: torch.device, speech_N: Floats) -> record.Json:
     """Throughput and error of each arithmetic, over batches as `fill` makes them."""
-    rows = max(1, int(BATCH_SEC / flags.clip_sec))
+    rows = max(1, int(BATCH_SEC[device.type] / flags.clip_sec))
     clip = int(flags.clip_sec * SAMPLING_RATE_HZ) // 3200 * 3200
     whole = min(rows * clip, len(speech_N) // clip * clip)
     batch_BN = torch.from_numpy(speech_N[:whole].reshape(-1, clip))
@@ -78,7 +79,7 @@ def encoders_alone(flags: argparse.Namespace, device: torch.device, speech_N: Fl
         dtype, arithmetic = WAYS[way]
         encoders = random_model.encoders(random_model.config_of(flags.size), dtype, device, arithmetic)
         latents = encode(encoders, batch_BN)
-        seconds = timed(encoders, batch_BN, device, repeats=1 if device.type == "cpu" else 5)
+        seconds = sum(timed(encoders, part, batch_BN, device, 1 if device.type == "cpu" else 5) for part in Part)
         reference = reference or latents
         results.append(
             {
@@ -99,18 +100,17 @@ def encoders_alone(flags: argparse.Namespace, device: torch.device, speech_N: Fl
 
 def encode(encoders: RandomEncoders, batch_BN: Tensor) -> list[Tensor]:
     """Acoustic means and semantic features, on the host."""
-    acoustic_BFC, semantic_BFS = encoders.encode(batch_BN, semantic=True)
-    assert semantic_BFS is not None
-    return [acoustic_BFC.cpu(), semantic_BFS.cpu()]
+    return [encoders.encode(part, batch_BN).cpu() for part in Part]
 
 
-def timed(encoders: RandomEncoders, batch_BN: Tensor, device: torch.device, repeats: int) -> float:
-    """Seconds of one batch; the first one, which warms up, ran before."""
+def timed(encoders: RandomEncoders, part: Part, batch_BN: Tensor, device: torch.device, repeats: int) -> float:
+    """Seconds of one batch; the first one loads the encoder and warms up."""
+    encoders.encode(part, batch_BN)
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(repeats):
-        encode(encoders, batch_BN)
+        encoders.encode(part, batch_BN).cpu()
     return (time.perf_counter() - began) / repeats
 
 
@@ -132,7 +132,7 @@ def whole_way(flags: argparse.Namespace, device: torch.device, speech_N: Floats)
             for path in write_clips(folder / "clips", speech_N, flags.clip_sec)
         ]
         store = LatentStore(folder / "store", encoders.fingerprint, encoders.acoustic_dim, encoders.semantic_dim)
-        report = fill(store, segments, encoders, refuse)
+        report = fill(store, segments, encoders, refuse, batch_sec=BATCH_SEC[device.type])
         again = fill(store, segments, encoders, refuse)
     assert report.encoded == len(segments)
     assert again.encoded == 0

@@ -21,6 +21,7 @@ from benchmarks import random_model, record
 from benchmarks.encode_store import read_speech
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, normalize_rms
 from vibevoice_finetune.base_model.load import SpeechEncoders, load_encoders, open_checkpoint
+from vibevoice_finetune.latents.shards import Part
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 MANTISSA_BITS = {"tf32": 10, "bf16 inputs": 7}
@@ -51,8 +52,11 @@ def errors_of(model: str, seconds: float) -> list[record.Json]:
     reference = encode(encoders, waveform_BN)
     results: list[record.Json] = []
     for name, bits in MANTISSA_BITS.items():
-        with rounding(encoders, bits):
-            results.append(compared(model, name, encode(encoders, waveform_BN), reference))
+        found = []
+        for part in Part:
+            with rounding(encoders.network(part), bits):
+                found.append(encoders.encode(part, waveform_BN))
+        results.append(compared(model, name, found, reference))
     assert all(torch.equal(*pair) for pair in zip(encode(encoders, waveform_BN), reference, strict=True))
     results.append(compared(model, "bf16", encode(load(model, torch.bfloat16), waveform_BN), reference))
     return results
@@ -68,9 +72,7 @@ def load(model: str, dtype: torch.dtype) -> SpeechEncoders:
 
 def encode(encoders: SpeechEncoders, waveform_BN: Tensor) -> list[Tensor]:
     """Acoustic means and semantic features."""
-    acoustic_BFC, semantic_BFS = encoders.encode(waveform_BN, semantic=True)
-    assert semantic_BFS is not None
-    return [acoustic_BFC, semantic_BFS]
+    return [encoders.encode(part, waveform_BN) for part in Part]
 
 
 def compared(model: str, arithmetic: str, found: list[Tensor], reference: list[Tensor]) -> record.Json:
@@ -89,14 +91,9 @@ def compared(model: str, arithmetic: str, found: list[Tensor], reference: list[T
 
 
 @contextmanager
-def rounding(encoders: SpeechEncoders, bits: int) -> Iterator[None]:
-    """Within the context, products in both encoders have factors with so many bits of mantissa."""
-    layers = [
-        module
-        for network in (encoders._acoustic, encoders._semantic)  # noqa: SLF001  # nobody else needs their layers
-        for module in network.modules()
-        if isinstance(module, nn.Conv1d | nn.Linear)
-    ]
+def rounding(network: nn.Module, bits: int) -> Iterator[None]:
+    """Within the context, products in an encoder have factors with so many bits of mantissa."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv1d | nn.Linear)]
     exact = [layer.weight.data for layer in layers]
     hooks = [layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], bits),)) for layer in layers]
     for layer in layers:

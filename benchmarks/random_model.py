@@ -6,6 +6,7 @@ size. The same way in: transformers is handed tensors one by one, and casts, mov
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,12 +21,13 @@ from transformers import (
 )
 
 from vibevoice_finetune.base_model import tensor_names
-from vibevoice_finetune.base_model.config import config_to_native, part_configs
-from vibevoice_finetune.base_model.load import SpeechEncoders
+from vibevoice_finetune.base_model.config import Layout, config_to_native, part_configs
+from vibevoice_finetune.base_model.load import Checkpoint, SpeechEncoders
 from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, tensor_shapes
 from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.latents.arithmetic import Arithmetic
+from vibevoice_finetune.latents.shards import Part
 
 QWEN_SPECIAL = SpecialTokens(speech_start=151652, speech_end=151653, frame=151654, end_of_text=151643)
 TINY_SPECIAL = SpecialTokens(speech_start=265, speech_end=266, frame=267, end_of_text=256)
@@ -72,16 +74,29 @@ def model_for_training(
 
 
 class RandomEncoders(SpeechEncoders):
-    """Both speech encoders with random weights, which have no checkpoint to be named after."""
+    """Both speech encoders with random weights, drawn when they are asked for; no checkpoint is read."""
 
     def __init__(
-        self,
-        acoustic: VibeVoiceAcousticTokenizerEncoderModel,
-        semantic: VibeVoiceAcousticTokenizerEncoderModel,
-        arithmetic: Arithmetic,
+        self, config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device, arithmetic: Arithmetic
     ) -> None:
-        super().__init__(acoustic, semantic, arithmetic)
-        self.fingerprint = f"random-{arithmetic if acoustic.dtype == torch.float32 else 'bfloat16'}"
+        nowhere = Path()
+        super().__init__(Checkpoint("random", nowhere, Layout.NATIVE, config, {}, None), dtype, device, arithmetic)
+        self._config = config
+        self.fingerprint = "random"
+
+    def _load(self, part: Part) -> VibeVoiceAcousticTokenizerEncoderModel:
+        audio, semantic, _, _ = part_configs(self._config)
+        prefix, config = {
+            Part.ACOUSTIC: (tensor_names.ACOUSTIC_ENCODER, audio.encoder_config),
+            Part.SEMANTIC: (tensor_names.SEMANTIC_ENCODER, semantic),
+        }[part]
+        shapes = {
+            name.removeprefix(prefix): shape
+            for name, shape in tensor_shapes(self._config).items()
+            if name.startswith(prefix)
+        }
+        model = _load(VibeVoiceAcousticTokenizerEncoderModel, config, shapes, self._dtype, self._device)
+        return cast(VibeVoiceAcousticTokenizerEncoderModel, model)
 
 
 def encoders(
@@ -91,18 +106,7 @@ def encoders(
     arithmetic: Arithmetic = Arithmetic.FLOAT32,
 ) -> RandomEncoders:
     """Both speech encoders, as `load_encoders` gives them; the same numbers in every dtype but for rounding."""
-    audio, semantic, _, _ = part_configs(config)
-    loaded = []
-    for prefix, part in (
-        (tensor_names.ACOUSTIC_ENCODER, audio.encoder_config),
-        (tensor_names.SEMANTIC_ENCODER, semantic),
-    ):
-        shapes = {
-            name.removeprefix(prefix): shape for name, shape in tensor_shapes(config).items() if name.startswith(prefix)
-        }
-        model = _load(VibeVoiceAcousticTokenizerEncoderModel, part, shapes, dtype, device)
-        loaded.append(cast(VibeVoiceAcousticTokenizerEncoderModel, model))
-    return RandomEncoders(loaded[0], loaded[1], arithmetic)
+    return RandomEncoders(config, dtype, device, arithmetic)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_pa
 from vibevoice_finetune.base_model.parts import facts
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Draw
+from vibevoice_finetune.latents.shards import Part
 from vibevoice_finetune.objective.objective import Objective
 
 CLIPS = 2
@@ -32,14 +33,15 @@ def main() -> None:
     """Measure both parts of a step and write the record."""
     cpu = torch.device("cpu")
     full_size = random_model.config_of("1.5b")
-    encoders = random_model.encoders(full_size, torch.float32, cpu)
-    hop = encoders.hop_length
+    acoustic, semantic = (random_model.encoders(full_size, torch.float32, cpu) for _ in Part)  # both stay loaded
+    hop = acoustic.hop_length
     samples = {"targets": CLIP_SEC, "prompts": PROMPT_SEC}
     audio = {name: torch.randn(CLIPS, round(sec * 24_000) // hop * hop) * 0.05 for name, sec in samples.items()}
 
     def encode() -> None:
-        encoders.encode(audio["targets"], semantic=True)
-        encoders.encode(audio["prompts"], semantic=False)
+        acoustic.encode(Part.ACOUSTIC, audio["targets"])
+        acoustic.encode(Part.ACOUSTIC, audio["prompts"])
+        semantic.encode(Part.SEMANTIC, audio["targets"])
 
     with tempfile.TemporaryDirectory() as folder:
         step = training_step(Path(folder), cpu)

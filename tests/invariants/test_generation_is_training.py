@@ -37,8 +37,7 @@ from vibevoice_finetune.generation.generate import (
 )
 from vibevoice_finetune.generation.prompts import SpeechModel
 from vibevoice_finetune.generation.scripts import Script, script_from_text
-from vibevoice_finetune.latents.encode import encode_batch
-from vibevoice_finetune.latents.read_ahead import Clip
+from vibevoice_finetune.latents.shards import Part
 from vibevoice_finetune.objective.embeddings import draw_latents
 from vibevoice_finetune.objective.losses import control_logits
 from vibevoice_finetune.objective.objective import Objective
@@ -139,8 +138,7 @@ def make_example(
     # What the decoder was given has no scale and bias any more: it is what the encoder's mean is.
     mean_FC = torch.stack([step[row] for step in heard.latents[:frames]]).numpy()
     waveform_1N = torch.from_numpy(speech.waveform_N)[None]
-    _, semantic = setup.encoders.encode(waveform_1N, semantic=True)
-    assert semantic is not None
+    semantic = setup.encoders.encode(Part.SEMANTIC, waveform_1N)
     streamed_FS = torch.stack([step[row] for step in heard.semantic[:frames]])
     torch.testing.assert_close(streamed_FS, semantic[0], atol=TOLERANCE, rtol=0)
     dim = setup.facts.acoustic_dim
@@ -168,8 +166,7 @@ def make_example(
 
 def encode_voice(setup: Setup, voice: Any) -> np.ndarray:
     waveform_N = pad_to_frames(normalize_rms(load_audio(voice)), setup.facts.hop_length)
-    (latents,) = encode_batch(setup.encoders, [Clip(number=0, waveform_N=waveform_N, semantic=False)])
-    return latents.acoustic_FC
+    return setup.encoders.encode(Part.ACOUSTIC, torch.from_numpy(waveform_N)[None])[0].numpy()
 
 
 def prompt_length(setup: Setup, number: int) -> int:

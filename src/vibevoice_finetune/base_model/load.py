@@ -58,6 +58,7 @@ from vibevoice_finetune.files.headers import StoredTensor
 from vibevoice_finetune.files.json_objects import read_json_object
 from vibevoice_finetune.latents.arithmetic import Arithmetic, computing_in
 from vibevoice_finetune.latents.encode import encode_in_chunks
+from vibevoice_finetune.latents.shards import Part
 
 ENCODED_AT_ONCE_FRAMES = 150  # 20 s of a row; at full size 0.7 GB of memory in float32, however long the row is
 _FINGERPRINT_LENGTH = 32  # hex digits, 128 bits
@@ -190,48 +191,75 @@ def load_for_generation(
 
 
 class SpeechEncoders:
-    """The acoustic and the semantic encoder, and nothing else of a model.
+    """The acoustic and the semantic encoder, and nothing else of a model; one of them at a time is in memory.
+
+    Each is loaded when it is asked for, in place of the other: at full size they have 1.4 GB of float32 each, and
+    together they would be the largest thing that a small machine ever has to hold.
 
     Attributes:
-        hop_length: samples a frame.
+        hop_length: samples per frame.
         acoustic_dim: C.
         semantic_dim: S.
+        arithmetic: how products of float32 are rounded.
     """
 
     def __init__(
-        self,
-        acoustic: VibeVoiceAcousticTokenizerEncoderModel,
-        semantic: VibeVoiceAcousticTokenizerEncoderModel,
-        arithmetic: Arithmetic = Arithmetic.FLOAT32,
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str, arithmetic: Arithmetic
     ) -> None:
-        self._arithmetic = arithmetic
-        self._acoustic = acoustic.requires_grad_(False)
-        self._semantic = semantic.requires_grad_(False)
-        self.hop_length: int = acoustic.config.hop_length
-        self.acoustic_dim: int = acoustic.config.hidden_size
-        self.semantic_dim: int = semantic.config.hidden_size
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._device = torch.device(device)
+        self._loaded: tuple[Part, VibeVoiceAcousticTokenizerEncoderModel] | None = None
+        self.arithmetic = arithmetic
+        audio, semantic, _, _ = part_configs(checkpoint.config)
+        self.hop_length: int = audio.encoder_config.hop_length
+        self.acoustic_dim: int = audio.encoder_config.hidden_size
+        self.semantic_dim: int = semantic.hidden_size
 
     @torch.no_grad()
-    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
+    def encode(self, part: Part, waveform_BN: Tensor) -> Tensor:
         """Encode waveforms; nothing is sampled.
 
         Args:
+            part: which encoder; the first call for it loads it.
             waveform_BN: (B, N) float32, N a multiple of `hop_length`. The encoders look back only, so zeros at a row's
                 end leave the frames before them as they are.
-            semantic: whether the semantic features are wanted.
 
         Returns:
-            Acoustic means (B, F, C) and semantic features (B, F, S) or None, float32, on the encoders' device.
+            Acoustic means (B, F, C) or semantic features (B, F, S), float32, on the encoders' device.
+
+        Raises:
+            CheckpointError: as `weight_index`.
         """
         assert waveform_BN.shape[-1] % self.hop_length == 0, "zero-pad the waveform to whole frames first"
-        if self._acoustic.device.type == "cuda":
+        network = self.network(part)
+        if self._device.type == "cuda":
             waveform_BN = waveform_BN.pin_memory()  # from here the copy runs while this thread goes on
-        input_BN = waveform_BN.to(device=self._acoustic.device, dtype=self._acoustic.dtype, non_blocking=True)
-        chunk_samples = ENCODED_AT_ONCE_FRAMES * self.hop_length
-        with computing_in(self._arithmetic):
-            acoustic_BFC = encode_in_chunks(self._acoustic, input_BN, chunk_samples).float()
-            semantic_BFS = encode_in_chunks(self._semantic, input_BN, chunk_samples).float() if semantic else None
-        return acoustic_BFC, semantic_BFS
+        input_BN = waveform_BN.to(device=self._device, dtype=self._dtype, non_blocking=True)
+        with computing_in(self.arithmetic):
+            return encode_in_chunks(network, input_BN, ENCODED_AT_ONCE_FRAMES * self.hop_length).float()
+
+    def network(self, part: Part) -> VibeVoiceAcousticTokenizerEncoderModel:
+        """The module of one encoder; the other one is let go."""
+        if self._loaded is None or self._loaded[0] is not part:
+            self.free()
+            self._loaded = part, self._load(part).requires_grad_(False)
+        return self._loaded[1]
+
+    def free(self) -> None:
+        """Give the memory back."""
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _load(self, part: Part) -> VibeVoiceAcousticTokenizerEncoderModel:
+        audio, semantic, _, _ = part_configs(self._checkpoint.config)
+        config, prefix = {
+            Part.ACOUSTIC: (audio.encoder_config, tensor_names.ACOUSTIC_ENCODER),
+            Part.SEMANTIC: (semantic, tensor_names.SEMANTIC_ENCODER),
+        }[part]
+        tensors = _without_prefix(weight_index(self._checkpoint), prefix)
+        return _load(VibeVoiceAcousticTokenizerEncoderModel, config, tensors, self._dtype, self._device)
 
 
 def load_encoders(
@@ -240,24 +268,13 @@ def load_encoders(
     device: torch.device | str,
     arithmetic: Arithmetic = Arithmetic.FLOAT32,
 ) -> SpeechEncoders:
-    """Load the two encoders; no other tensor is read.
+    """The two encoders, to be loaded when they are asked for; no other tensor is read.
 
     Raises:
         CheckpointError: as `weight_index`.
     """
-    index = weight_index(checkpoint)
-    audio, semantic, _, _ = part_configs(checkpoint.config)
-    configs = {tensor_names.ACOUSTIC_ENCODER: audio.encoder_config, tensor_names.SEMANTIC_ENCODER: semantic}
-    acoustic_model, semantic_model = (
-        _load(VibeVoiceAcousticTokenizerEncoderModel, config, _without_prefix(index, prefix), dtype, device)
-        for prefix, config in configs.items()
-    )
-    return SpeechEncoders(acoustic_model, semantic_model, arithmetic)
-
-
-def latent_fingerprint(encoder_fingerprint: str, arithmetic: Arithmetic) -> str:
-    """Names the latents of these encoders when they compute in this arithmetic; fit for a folder's name."""
-    return f"{encoder_fingerprint}-{arithmetic}"
+    weight_index(checkpoint)
+    return SpeechEncoders(checkpoint, dtype, device, arithmetic)
 
 
 def encoder_fingerprint(checkpoint: Checkpoint) -> str:

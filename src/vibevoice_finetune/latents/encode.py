@@ -1,10 +1,10 @@
-"""Waveforms to latents: batches of equal lengths through the speech encoders, in bounded memory.
+"""Waveforms to latents: batches of equal lengths through one speech encoder, in bounded memory.
 
 In come clips, as `latents/read_ahead.py` makes them, and an encoder; out go the frames of each clip. The result for a
 clip does not depend on its neighbours: rows are padded with zeros on the right, after their own last frame, and the
 encoders are causal, so no frame of a clip ever sees them.
 
-Shapes: B rows, N samples, F frames, C acoustic dim, S semantic dim.
+Shapes: B rows, N samples, F frames, D dim of the encoder (C acoustic, S semantic).
 """
 
 import logging
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.latents.read_ahead import Clip
-from vibevoice_finetune.latents.shards import Latents
+from vibevoice_finetune.latents.shards import Floats, Part
 
 logger = logging.getLogger(__name__)
 
@@ -29,25 +29,18 @@ class SpeechEncoder(Protocol):
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
 
     @property
-    def acoustic_dim(self) -> int:
-        """C."""
+    def arithmetic(self) -> str:
+        """What it computes in, for the record."""
 
-    @property
-    def semantic_dim(self) -> int:
-        """S."""
+    def encode(self, part: Part, waveform_BN: Tensor) -> Tensor:
+        """The acoustic mean (B, F, C) or the semantic features (B, F, S); nothing is sampled.
 
-    @property
-    def fingerprint(self) -> str:
-        """Names the numbers that `encode` returns: weights, configuration and the dtype of the arithmetic."""
-
-    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
-        """The acoustic mean (B, F, C) and, if asked for, the semantic features (B, F, S); nothing is sampled.
-
-        N is a multiple of the hop and may be any length: pass each network through `encode_in_chunks` to bound the
-        memory. The waveform comes as float32 on the CPU; results may lie anywhere, in any floating dtype.
+        The parts are asked for one after the other, so that only one encoder need be in memory. N is a multiple of the
+        hop and may be any length: pass each network through `encode_in_chunks` to bound the memory. The waveform comes
+        as float32 on the CPU; results may lie anywhere, in any floating dtype.
         """
 
 
@@ -59,14 +52,10 @@ class BatchLimit:
 
 
 def make_batches(clips: Sequence[Clip], limit: BatchLimit) -> Iterator[list[Clip]]:
-    """Batches of about equal lengths, longest first; clips that need semantic features apart from those that do not.
-
-    A clip above the limit is a batch of its own.
-    """
+    """Batches of about equal lengths, longest first. A clip above the limit is a batch of its own."""
     batch: list[Clip] = []
-    for clip in sorted(clips, key=lambda clip: (clip.semantic, len(clip.waveform_N)), reverse=True):
-        fits = batch and (len(batch) + 1) * len(batch[0].waveform_N) <= limit.samples
-        if batch and not (fits and clip.semantic == batch[0].semantic):
+    for clip in sorted(clips, key=lambda clip: len(clip.waveform_N), reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0].waveform_N) > limit.samples:
             yield batch
             batch = []
         batch.append(clip)
@@ -80,35 +69,31 @@ class StartedBatch:
 
     Attributes:
         clips: of the batch.
-        hop_length: samples a frame.
-        acoustic_BFC: on the host; not to be looked at before `copied`.
-        semantic_BFS: the same, or None.
-        copied: happens when both are there; None if they are.
+        hop_length: samples per frame.
+        latents_BFD: on the host; not to be looked at before `copied`.
+        copied: happens when they are there; None if they are.
     """
 
     clips: Sequence[Clip]
     hop_length: int
-    acoustic_BFC: Tensor
-    semantic_BFS: Tensor | None
+    latents_BFD: Tensor
     copied: torch.cuda.Event | None
 
-    def results(self) -> list[Latents]:
-        """Wait for the device; each result has its own clip's frames only."""
+    def results(self) -> list[Floats]:
+        """Wait for the device; each result (F, D) has its own clip's frames only."""
         if self.copied is not None:
             self.copied.synchronize()
-        acoustic_BFC = self.acoustic_BFC.numpy()
-        semantic_BFS = None if self.semantic_BFS is None else self.semantic_BFS.numpy()
-        results = []
-        for row, clip in enumerate(self.clips):
-            own = len(clip.waveform_N) // self.hop_length
-            results.append(Latents(acoustic_BFC[row, :own], None if semantic_BFS is None else semantic_BFS[row, :own]))
-        return results
+        latents_BFD: Floats = self.latents_BFD.numpy()
+        frames = [len(clip.waveform_N) // self.hop_length for clip in self.clips]
+        return [latents_FD[:own] for latents_FD, own in zip(latents_BFD, frames, strict=True)]
 
 
-def start_within_memory(encoder: SpeechEncoder, clips: Sequence[Clip], limit: BatchLimit) -> list[StartedBatch]:
+def start_within_memory(
+    encoder: SpeechEncoder, part: Part, clips: Sequence[Clip], limit: BatchLimit
+) -> list[StartedBatch]:
     """As `start_batch`; where the device's memory does not suffice, in halves, and in smaller batches from then on."""
     try:
-        return [start_batch(encoder, clips)]
+        return [start_batch(encoder, part, clips)]
     except torch.OutOfMemoryError as error:
         longest_sec = len(clips[0].waveform_N) / SAMPLING_RATE_HZ
         if len(clips) == 1:
@@ -120,38 +105,26 @@ def start_within_memory(encoder: SpeechEncoder, clips: Sequence[Clip], limit: Ba
         logger.warning("out of memory; encoding %.0f s of audio at a time now", limit.samples / SAMPLING_RATE_HZ)
     middle = len(clips) // 2
     halves = clips[:middle], clips[middle:]
-    return [batch for half in halves for batch in start_within_memory(encoder, half, limit)]
+    return [batch for half in halves for batch in start_within_memory(encoder, part, half, limit)]
 
 
-def encode_batch(encoder: SpeechEncoder, clips: Sequence[Clip]) -> list[Latents]:
-    """Encode clips that all need semantic features, or all do not; each result has its own clip's frames only."""
-    return start_batch(encoder, clips).results()
-
-
-def start_batch(encoder: SpeechEncoder, clips: Sequence[Clip]) -> StartedBatch:
+def start_batch(encoder: SpeechEncoder, part: Part, clips: Sequence[Clip]) -> StartedBatch:
     """Give the device a batch; on the CPU it is encoded when this returns."""
-    semantic = clips[0].semantic
     waveform_BN = np.zeros((len(clips), max(len(clip.waveform_N) for clip in clips)), dtype=np.float32)
     for row_N, clip in zip(waveform_BN, clips, strict=True):
         row_N[: len(clip.waveform_N)] = clip.waveform_N
     with torch.inference_mode():
-        acoustic, semantic_features = encoder.encode(torch.from_numpy(waveform_BN), semantic)
-        acoustic_BFC, semantic_BFS = acoustic.float(), None
-        if semantic:
-            assert semantic_features is not None
-            semantic_BFS = semantic_features.float()
+        latents_BFD = encoder.encode(part, torch.from_numpy(waveform_BN)).float()
         copied = None
-        if acoustic.is_cuda:  # copies without a wait go into pinned memory, which PyTorch takes by itself
-            acoustic_BFC = acoustic_BFC.to("cpu", non_blocking=True)
-            semantic_BFS = None if semantic_BFS is None else semantic_BFS.to("cpu", non_blocking=True)
-            copied = torch.cuda.current_stream(acoustic.device).record_event()
+        if latents_BFD.is_cuda:  # a copy without waiting goes into pinned memory, which PyTorch takes by itself
+            device = latents_BFD.device
+            latents_BFD = latents_BFD.to("cpu", non_blocking=True)
+            copied = torch.cuda.current_stream(device).record_event()
         else:
-            acoustic_BFC = acoustic_BFC.cpu()
-            semantic_BFS = None if semantic_BFS is None else semantic_BFS.cpu()
+            latents_BFD = latents_BFD.cpu()
     frames = waveform_BN.shape[1] // encoder.hop_length
-    assert acoustic_BFC.shape == (len(clips), frames, encoder.acoustic_dim), acoustic_BFC.shape
-    assert semantic_BFS is None or semantic_BFS.shape == (len(clips), frames, encoder.semantic_dim), semantic_BFS.shape
-    return StartedBatch(clips, encoder.hop_length, acoustic_BFC, semantic_BFS, copied)
+    assert latents_BFD.shape[:2] == (len(clips), frames), latents_BFD.shape
+    return StartedBatch(clips, encoder.hop_length, latents_BFD, copied)
 
 
 def encode_in_chunks(network: nn.Module, waveform_BN: Tensor, chunk_samples: int) -> Tensor:

@@ -1,42 +1,47 @@
 """Filling the latent store: only what is missing, each segment once, by one process or many.
 
-`fill` goes through three phases, and in each every process takes its part: audio is hashed to keys; what the store
-already holds is compared with its checksums; what is missing is decoded in threads (`latents/read_ahead.py`), encoded
-in batches (`latents/encode.py`) and written. A kill at any moment costs what was not yet published, at most a minute;
-the next call finds the rest in the store.
+`fill` goes through phases, and in each every process takes its part: audio is hashed to keys; what the store already
+holds is compared with its checksums; what is missing is decoded in threads (`latents/read_ahead.py`), encoded in
+batches (`latents/encode.py`) and written. Acoustic latents come first, semantic features in a second pass over the
+audio: so only one encoder is in memory at a time, and decoding twice costs little beside encoding (1 % of it on a
+processor). A kill at any moment costs what was not yet published, at most a minute; the next call finds the rest.
 """
 
 import os
 import time
-import zlib
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioError, AudioSource
 from vibevoice_finetune.errors import DataError, UserError
+from vibevoice_finetune.files.atomic import check_writable
 from vibevoice_finetune.latents.encode import BatchLimit, SpeechEncoder, StartedBatch, make_batches, start_within_memory
-from vibevoice_finetune.latents.processes import Failed, Ranks, Step, Together
+from vibevoice_finetune.latents.hashing import Asked, hash_all
+from vibevoice_finetune.latents.merge import merge_small_shards
+from vibevoice_finetune.latents.processes import Failed, Processes, Step, Together
 from vibevoice_finetune.latents.progress import FillProgress
-from vibevoice_finetune.latents.read_ahead import SourceWork, prepare_ahead
-from vibevoice_finetune.latents.shards import KEY_TYPE, Latents, ShardWriter
-from vibevoice_finetune.latents.store import Keys, LatentStore, Segment, make_key
+from vibevoice_finetune.latents.read_ahead import SourceWork, decode_ahead
+from vibevoice_finetune.latents.segments import Segment
+from vibevoice_finetune.latents.shards import KEY_TYPE, Keys, Part, ShardWriter
+from vibevoice_finetune.latents.store import LatentStore
 
-__all__ = ["FillReport", "Ranks", "fill"]
+__all__ = ["FillReport", "Processes", "fill"]
 
-BATCH_SEC = 60.0
-"""Audio in one batch, padding included. At full size the encoders take 36 MB a second of it in float32 (measured)."""
+BATCH_SEC = {"cpu": 20.0, "cuda": 60.0}
+"""Audio in one batch, padding included, by kind of device. At full size an encoder takes 36 MB per second of it in
+float32 (measured). A processor is as fast with a clip as with many; a GPU would idle, and has the memory."""
 
-BATCHES_A_WINDOW = 8
+BATCHES_PER_WINDOW = 8
 """Clips are sorted by length within a window of so many batches, so that few samples are padding."""
 
-HASH_AT_ONCE = 64
 MOST_THREADS = 8
-SAVE_DIGESTS_EVERY_SEC = 60.0
+MOST_ROUNDS = 3
+"""How often audio that changes while it is read is read again."""
+
 VISIBLE_WITHIN_SEC = 90.0
 """How long a network file system may take to show one machine the files of another; 60 s is the longest usual."""
 
@@ -51,7 +56,7 @@ class FillReport:
         encoded: different segments encoded now, by all processes.
         reused: different segments that the store already held.
         damaged: entries found damaged; those still needed are among the encoded.
-        audio_sec: audio encoded now, in whole frames.
+        audio_sec: audio of what was encoded now, in whole frames.
         seconds: time it took, everything included.
     """
 
@@ -65,7 +70,7 @@ class FillReport:
 
     @property
     def rate(self) -> float:
-        """Seconds of audio encoded a second."""
+        """Seconds of audio encoded per second."""
         return self.audio_sec / self.seconds
 
     def summary(self) -> str:
@@ -89,8 +94,8 @@ def fill(
     encoder: SpeechEncoder,
     on_failure: Callable[[DataError, str], None],
     *,
-    ranks: Ranks | None = None,
-    batch_sec: float = BATCH_SEC,
+    processes: Processes | None = None,
+    batch_sec: float = BATCH_SEC["cpu"],
     num_threads: int | None = None,
     max_age_sec: float = 60.0,
 ) -> FillReport:
@@ -100,13 +105,13 @@ def fill(
     twice, and one copy is used.
 
     Args:
-        store: may be empty; knows all segments but the failed ones afterwards.
+        store: may be empty; knows all segments but the failed ones afterwards. It belongs to these encoders.
         segments: the same in every process. They are looked at one by one, so a sequence that builds them when asked
             keeps memory small.
-        encoder: has the store's fingerprint.
-        on_failure: told of every source that cannot be encoded and its reason, once a source and in every process;
+        encoder: both speech encoders; all that is missing of one is asked for before the first of the other.
+        on_failure: told of every source that cannot be encoded and its reason, once per source and in every process;
             what it raises ends the filling. `BadRows.report` fits.
-        ranks: this process among those that fill together; None for one process.
+        processes: this process among those that fill together; None if it is alone.
         batch_sec: audio in one batch, padding included; a longer clip makes a batch of its own.
         num_threads: threads that hash and decode; None for `decoding_threads`.
         max_age_sec: the most work, in seconds, that a kill can cost.
@@ -115,33 +120,35 @@ def fill(
         UserError: shards cannot be written, or what other machines wrote does not show here.
         DataError: what `on_failure` raises.
     """
-    assert encoder.fingerprint == store.kind.fingerprint, "the store belongs to another encoder"
     started_sec = time.monotonic()
-    ranks = ranks or Ranks()
+    processes = processes or Processes()
     threads = num_threads or decoding_threads()
-    if ranks.rank == 0:
+    if processes.index == 0:
         store.clean()
-    with FillProgress(shown=ranks.rank == 0) as progress:
-        together = Together(ranks, on_failure, progress)
-        asked = _hash_all(store, segments, together, threads)
-        store.reload()
-        checks = _check_steps(store, asked.keys, ranks)
-        damaged = together.run("checking latents", len(store), checks).damaged
-        store.reload()
-        missing = asked.missing(store)
-        mine = asked.groups(missing, ranks)
-        encoding = _encode_steps(store, segments, asked, mine, encoder, batch_sec, threads, max_age_sec)
-        total = together.run("encoding latents", len(missing), encoding)
+    with FillProgress(shown=processes.index == 0) as progress:
+        together = Together(processes, on_failure, progress, store.folder)
+        filling = _Filling(store, segments, encoder, together, batch_sec, threads, max_age_sec)
+        damaged, lacking = 0, np.zeros(0, dtype=KEY_TYPE)
+        for _ in range(MOST_ROUNDS):
+            asked, found = filling.look()
+            damaged += found
+            lacking = np.union1d(lacking, asked.keys[filling.missing(asked)])
+            changed = filling.encode(asked)
+            if not changed.any():
+                break
+            for number in np.flatnonzero(changed).tolist():
+                store.digests.forget(segments[number].source)
+        together.report(_unsteady(segments, changed))
         failed = asked.with_duplicates(together.failures)
-        together.run("opening what was written", 1, _wait_steps(store, asked, failed, ranks))
-    num_different = len(np.unique(asked.keys[asked.keys != b""]))
+        filling.finish(asked, failed, merge=len(lacking) > 0)
+    encoded = lacking[~store.missing(lacking, Part.ACOUSTIC)]
     return FillReport(
         keys=asked.keys,
         failed=failed,
-        encoded=total.encoded,
-        reused=num_different - len(missing),
+        encoded=len(encoded),
+        reused=len(np.setdiff1d(asked.keys[asked.keys != b""], lacking)),
         damaged=damaged,
-        audio_sec=total.audio_sec,
+        audio_sec=store.total_frames(encoded) * encoder.hop_length / SAMPLING_RATE_HZ,
         seconds=time.monotonic() - started_sec,
     )
 
@@ -157,179 +164,147 @@ def decoding_threads() -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """All segments asked for, as arrays: 100 bytes each, where objects would take a kilobyte.
+class _Filling:
+    """What stays the same during a call of `fill`."""
 
-    Attributes:
-        keys: of the segments; empty where the source could not be hashed.
-        digests: of their sources.
-        semantic: whether semantic features are needed.
-    """
+    store: LatentStore
+    segments: Sequence[Segment]
+    encoder: SpeechEncoder
+    together: Together
+    batch_sec: float
+    num_threads: int
+    max_age_sec: float
 
-    keys: Keys
-    digests: NDArray[np.bytes_]
-    semantic: NDArray[np.bool_]
+    @property
+    def processes(self) -> Processes:
+        return self.together.processes
 
-    def missing(self, store: LatentStore) -> NDArray[np.int64]:
-        """Numbers of the segments to encode, one a key, in order; of equal keys one that needs semantic features."""
-        numbers = np.flatnonzero((self.keys != b"") & store.missing(self.keys, self.semantic))
-        numbers = numbers[np.lexsort((~self.semantic[numbers], self.keys[numbers]))]
-        _, first = np.unique(self.keys[numbers], return_index=True)
-        return np.sort(numbers[first])
+    def look(self) -> tuple[Asked, int]:
+        """Hash all audio and check what is stored; how many entries are damaged."""
+        asked = hash_all(self.store, self.segments, self.together, self.num_threads)
+        self.store.reload()
+        damaged = self.together.run("checking latents", len(self.store), self._check_steps(asked.keys)).damaged
+        self.store.reload()
+        return asked, damaged
 
-    def groups(self, missing: NDArray[np.int64], ranks: Ranks) -> list[list[int]]:
-        """The part of `missing` that this process encodes, put together by source, so that each is decoded once."""
-        by_source: dict[bytes, list[int]] = {}
-        for number in missing:
-            digest = bytes(self.digests[number])
-            if zlib.crc32(digest) % ranks.world_size == ranks.rank:
-                by_source.setdefault(digest, []).append(int(number))
-        return list(by_source.values())
+    def missing(self, asked: Asked) -> NDArray[np.bool_]:
+        """Whether anything of a segment has to be encoded."""
+        return asked.missing(self.store, Part.ACOUSTIC) | asked.missing(self.store, Part.SEMANTIC)
 
-    def with_duplicates(self, failures: dict[int, AudioError]) -> dict[int, AudioError]:
-        """Failures of all segments, from those of the ones that stood for their key."""
-        by_key = {bytes(self.keys[number]): failure for number, failure in failures.items() if self.keys[number]}
-        failed = dict(failures)
-        for number in np.flatnonzero(np.isin(self.keys, np.array(list(by_key), dtype=KEY_TYPE))):
-            failed[int(number)] = by_key[bytes(self.keys[number])]
-        return dict(sorted(failed.items()))
+    def encode(self, asked: Asked) -> NDArray[np.bool_]:
+        """Encode what is missing, one part after the other; whether a segment's audio has changed since."""
+        changed = np.zeros(len(asked.keys), dtype=np.bool_)
+        for part in Part:
+            missing = asked.missing(self.store, part) & ~changed
+            missing[list(asked.with_duplicates(self.together.failures))] = False
+            work = asked.work(missing, self.processes)
+            steps = self._encode_steps(part, asked, work)
+            numbers = self.together.run(f"encoding {part} latents", sum(map(len, work)), steps).changed
+            changed |= np.isin(asked.digests, asked.digests[list(numbers)])
+        return changed
 
+    def finish(self, asked: Asked, failed: dict[int, AudioError], *, merge: bool) -> None:
+        """Merge what was written in small pieces, then wait until every process sees everything."""
+        self.together.run("merging small files", 1, self._merge_steps(merge=merge))
+        self.together.run("opening what was written", 1, self._wait_steps(asked, failed))
 
-def _hash_all(store: LatentStore, segments: Sequence[Segment], together: Together, num_threads: int) -> _Asked:
-    """Keys of all segments; each process hashes a block of them, then the blocks are put together."""
-    ranks = together.ranks
-    borders = [len(segments) * rank // ranks.world_size for rank in range(ranks.world_size + 1)]
-    block = range(borders[ranks.rank], borders[ranks.rank + 1])
-    hashed = _Hashed()
-    together.run("hashing audio", len(segments), _hash_steps(store, segments, block, hashed, num_threads))
-    parts = ranks.gather(hashed.arrays())
-    asked = _Asked(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    for number in (*range(block.start), *range(block.stop, len(segments))):
-        if asked.digests[number]:
-            store.digests.remember(segments[number].source, asked.digests[number].decode())
-    return asked
+    def _check_steps(self, keys: Keys) -> Generator[Step, None, None]:
+        for checked, damaged in self.store.check(keys[keys != b""], self.processes.index, self.processes.count):
+            yield Step(done=checked, damaged=damaged)
 
-
-@dataclass(eq=False)
-class _Hashed:
-    """What hashing a block of segments has found so far, in their order."""
-
-    keys: list[bytes] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    semantic: list[bool] = field(default_factory=list)
-
-    def add(self, segment: Segment, digest: str | AudioError) -> None:
-        self.keys.append(b"" if isinstance(digest, AudioError) else make_key(digest, segment).encode())
-        self.digests.append(b"" if isinstance(digest, AudioError) else digest.encode())
-        self.semantic.append(segment.semantic)
-
-    def arrays(self) -> tuple[Keys, NDArray[np.bytes_], NDArray[np.bool_]]:
-        """In the order of `_Asked`'s fields."""
-        return (
-            np.array(self.keys, dtype=KEY_TYPE),
-            np.array(self.digests, dtype=np.bytes_),
-            np.array(self.semantic, dtype=np.bool_),
-        )
-
-
-def _hash_steps(
-    store: LatentStore, segments: Sequence[Segment], block: range, hashed: _Hashed, num_threads: int
-) -> Generator[Step, None, None]:
-    def digest(source: AudioSource) -> str | AudioError:
-        try:
-            return store.digests.digest(source)
-        except AudioError as error:
-            return error
-
-    saved_sec = time.monotonic()
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="hash") as pool:
-        for first in range(block.start, block.stop, HASH_AT_ONCE):
-            chunk = [(number, segments[number]) for number in range(first, min(first + HASH_AT_ONCE, block.stop))]
-            sources = list(dict.fromkeys(segment.source for _, segment in chunk))
-            found = dict(zip(sources, pool.map(digest, sources), strict=True))
-            for _, segment in chunk:
-                hashed.add(segment, found[segment.source])
-            failures = tuple(
-                Failed(tuple(number for number, segment in chunk if segment.source is source), error)
-                for source, error in found.items()
-                if isinstance(error, AudioError)
+    def _encode_steps(self, part: Part, asked: Asked, work: list[list[int]]) -> Generator[Step, None, None]:
+        """Decode, encode and write this process's share; a step per batch."""
+        if not work:
+            return
+        check_writable(self.store.shard_folder, "--latents_dir")
+        limit = BatchLimit(int(self.batch_sec * SAMPLING_RATE_HZ))
+        works = (
+            SourceWork(
+                self.segments[numbers[0]].source,
+                asked.digests[numbers[0]].decode(),
+                tuple((number, self.segments[number]) for number in numbers),
             )
-            if time.monotonic() - saved_sec > SAVE_DIGESTS_EVERY_SEC:
-                store.digests.save()
-                saved_sec = time.monotonic()
-            yield Step(done=len(chunk), failures=failures)
-    store.digests.save()
-
-
-def _check_steps(store: LatentStore, keys: Keys, ranks: Ranks) -> Generator[Step, None, None]:
-    for checked, damaged in store.check(keys[keys != b""], ranks.rank, ranks.world_size):
-        yield Step(done=checked, damaged=damaged)
-
-
-def _encode_steps(
-    store: LatentStore,
-    segments: Sequence[Segment],
-    asked: _Asked,
-    groups: list[list[int]],
-    encoder: SpeechEncoder,
-    batch_sec: float,
-    num_threads: int,
-    max_age_sec: float,
-) -> Generator[Step, None, None]:
-    """Decode, encode and write this process's part; a step a batch."""
-    limit = BatchLimit(int(batch_sec * SAMPLING_RATE_HZ))
-    works = (
-        SourceWork(
-            segments[numbers[0]].source,
-            asked.digests[numbers[0]].decode(),
-            tuple((number, segments[number]) for number in numbers),
+            for numbers in work
         )
-        for numbers in groups
+        windows = decode_ahead(
+            works,
+            self.encoder.hop_length,
+            first_samples=limit.samples,
+            window_samples=limit.samples * BATCHES_PER_WINDOW,
+            num_threads=self.num_threads,
+        )
+        started: list[StartedBatch] = []
+        writer = self.store.writer(str(self.encoder.arithmetic), max_age_sec=self.max_age_sec)
+        with writer, closing(windows):
+            for window in windows:
+                for decoded in window:
+                    numbers = decoded.work.numbers
+                    if decoded.changed:
+                        yield Step(done=len(numbers), changed=numbers)
+                    elif decoded.error is not None:
+                        yield Step(done=len(numbers), failures=(Failed(numbers, decoded.error),))
+                for batch in make_batches([clip for decoded in window for clip in decoded.clips], limit):
+                    before, started = started, start_within_memory(self.encoder, part, batch, limit)
+                    if started[0].copied is None:  # on the CPU there is nothing to wait for: write it at once
+                        before, started = before + started, []
+                    for one in before:  # while the device computes the batches just started
+                        yield self._write(part, one, asked, writer)
+            for one in started:
+                yield self._write(part, one, asked, writer)
+
+    def _write(self, part: Part, batch: StartedBatch, asked: Asked, writer: ShardWriter) -> Step:
+        failures = []
+        audio_samples = 0
+        for clip, latents_FD in zip(batch.clips, batch.results(), strict=True):
+            if np.isfinite(latents_FD).all():
+                writer.add_part(part, asked.keys[clip.number].decode(), latents_FD)
+                audio_samples += len(clip.waveform_N)
+            else:
+                failures.append(Failed((clip.number,), _not_finite(self.segments[clip.number].source)))
+        return Step(done=len(batch.clips), audio_sec=audio_samples / SAMPLING_RATE_HZ, failures=tuple(failures))
+
+    def _merge_steps(self, *, merge: bool) -> Generator[Step, None, None]:
+        if merge and self.processes.index == 0:
+            merge_small_shards(self.store)
+        yield Step(done=1)
+
+    def _wait_steps(self, asked: Asked, failed: dict[int, AudioError]) -> Generator[Step, None, None]:
+        """Look at the folder until everything is there: a network file system shows others' files late."""
+        needed = asked.keys != b""
+        needed[list(failed)] = False
+        deadline_sec = time.monotonic() + (VISIBLE_WITHIN_SEC if self.processes.count > 1 else 0.0)
+        while True:
+            self.store.reload()
+            num_missing = int((self.missing(asked) & needed).sum())
+            if not num_missing:
+                yield Step(done=1)
+                return
+            if time.monotonic() > deadline_sec:
+                raise UserError(
+                    f"{self.store.shard_folder}: {num_missing:,} segments that were just encoded are not there; "
+                    "--latents_dir must be one folder that all machines share, and nothing else may remove files from "
+                    "it."
+                )
+            time.sleep(1.0)
+            yield Step()
+
+
+def _unsteady(segments: Sequence[Segment], changed: NDArray[np.bool_]) -> tuple[Failed, ...]:
+    """What to say of audio that was another one each time it was read."""
+    by_source: dict[AudioSource, list[int]] = {}
+    for number in np.flatnonzero(changed).tolist():
+        by_source.setdefault(segments[number].source, []).append(number)
+    return tuple(
+        Failed(
+            tuple(numbers),
+            AudioError(
+                f"{source.label} keeps changing while it is read; wait until whatever writes it is done, then start "
+                "the same command again.",
+                "changing audio",
+            ),
+        )
+        for source, numbers in by_source.items()
     )
-    windows = prepare_ahead(
-        works,
-        encoder.hop_length,
-        first_samples=limit.samples,
-        window_samples=limit.samples * BATCHES_A_WINDOW,
-        num_threads=num_threads,
-    )
-    started: list[StartedBatch] = []
-    with store.writer(max_age_sec=max_age_sec) as writer, closing(windows):
-        for window in windows:
-            for prepared in window:
-                if prepared.error is not None:
-                    numbers = tuple(number for number, _ in prepared.work.segments)
-                    yield Step(done=len(numbers), failures=(Failed(numbers, prepared.error),))
-            for batch in make_batches([clip for prepared in window for clip in prepared.clips], limit):
-                before, started = started, start_within_memory(encoder, batch, limit)
-                if started[0].copied is None:  # on the CPU there is nothing to wait for: write it at once
-                    before, started = before + started, []
-                for one in before:  # while the device computes the batches just started
-                    yield _write(one, segments, asked, writer)
-        for one in started:
-            yield _write(one, segments, asked, writer)
-
-
-def _write(batch: StartedBatch, segments: Sequence[Segment], asked: _Asked, writer: ShardWriter) -> Step:
-    failures = []
-    audio_samples = 0
-    for clip, latents in zip(batch.clips, batch.results(), strict=True):
-        if _is_finite(latents):
-            writer.add(asked.keys[clip.number].decode(), latents)
-            audio_samples += len(clip.waveform_N)
-        else:
-            failures.append(Failed((clip.number,), _not_finite(segments[clip.number].source)))
-    return Step(
-        done=len(batch.clips),
-        encoded=len(batch.clips) - len(failures),
-        audio_sec=audio_samples / SAMPLING_RATE_HZ,
-        failures=tuple(failures),
-    )
-
-
-def _is_finite(latents: Latents) -> bool:
-    parts = [latents.acoustic_FC] if latents.semantic_FS is None else [latents.acoustic_FC, latents.semantic_FS]
-    return all(bool(np.isfinite(part).all()) for part in parts)
 
 
 def _not_finite(source: AudioSource) -> AudioError:
@@ -338,24 +313,3 @@ def _not_finite(source: AudioSource) -> AudioError:
         "row if it is broken. If it happens to many rows, the checkpoint's encoders are damaged."
     )
     return AudioError(message, "not encodable")
-
-
-def _wait_steps(
-    store: LatentStore, asked: _Asked, failed: dict[int, AudioError], ranks: Ranks
-) -> Generator[Step, None, None]:
-    """Look at the folder until everything is there: a network file system shows others' files late."""
-    needed = asked.keys != b""
-    needed[list(failed)] = False
-    deadline_sec = time.monotonic() + (VISIBLE_WITHIN_SEC if ranks.world_size > 1 else 0.0)
-    while True:
-        store.reload()
-        num_missing = int(store.missing(asked.keys[needed], asked.semantic[needed]).sum())
-        if not num_missing:
-            return
-        if time.monotonic() > deadline_sec:
-            raise UserError(
-                f"{store.shard_folder}: {num_missing:,} segments that were just encoded are not there; --latents_dir "
-                "must be one folder that all machines share, and nothing else may remove files from it."
-            )
-        time.sleep(1.0)
-        yield Step(done=0)

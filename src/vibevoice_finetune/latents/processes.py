@@ -1,20 +1,28 @@
-"""Several processes on one job, each with its part, all ending the same way.
+"""Several processes that fill the store together, each with its part, all ending the same way.
 
-A part is an iterator of steps. `Together.run` drives it and lets the processes meet every half minute: they tell each
-other how far they are, which segments failed, and whether one has met an error, so that every process raises it and
-none waits for ever, and no collective call waits long enough to run into its time limit.
+Each works through its part of a phase; then all exchange once what they did, what they could not do, and whether one
+of them has met an error, so that every process raises the same. A process that fails also leaves a file in the folder
+that all share: the others see it after their current batch, and do not work on for hours before they hear of it.
 """
 
-import time
+import uuid
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from torch import distributed
 
 from vibevoice_finetune.audio.source import AudioError
 from vibevoice_finetune.errors import DataError, UserError
+from vibevoice_finetune.files.atomic import WriteError, write_file
 from vibevoice_finetune.latents.progress import FillProgress
 
-MEET_EVERY_SEC = 30.0
+EXCHANGE_WITHIN = timedelta(days=7)
+"""How long a process may wait for the slowest. It only bounds a machine that vanished without a word from the network:
+the connection of a process that was killed is closed by its system, which ends the others' waiting at once."""
 
 
 def _alone(value: Any) -> list[Any]:
@@ -22,19 +30,36 @@ def _alone(value: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """This process among those that work together.
 
     Attributes:
-        rank: 0 … world_size - 1; rank 0 shows the progress.
-        world_size: how many processes there are.
-        gather: takes a picklable value, waits for all, and returns everybody's in the order of ranks;
-            `torch.distributed.all_gather_object` does it.
+        index: 0 … count - 1; the first one shows the progress.
+        count: how many processes there are.
+        gather: takes a picklable value, waits for all, and returns everybody's in the order of the processes.
     """
 
-    rank: int = 0
-    world_size: int = 1
+    index: int = 0
+    count: int = 1
     gather: Callable[[Any], list[Any]] = _alone
+
+
+def started_together(index: int, count: int) -> Processes:
+    """The processes of `torch.distributed`, which is initialised, with a time limit that fits hours of encoding."""
+    group = distributed.new_group(backend="gloo", timeout=EXCHANGE_WITHIN)
+
+    def gather(value: Any) -> list[Any]:
+        everybody: list[Any] = [None] * count
+        try:
+            distributed.all_gather_object(everybody, value, group=group)
+        except RuntimeError as error:  # gloo: the connection was closed
+            raise UserError(
+                "another of the processes that encode audio together has ended; its own output says why. What was "
+                "encoded is kept: start the same command again."
+            ) from error
+        return everybody
+
+    return Processes(index, count, gather)
 
 
 @dataclass(frozen=True)
@@ -51,91 +76,101 @@ class Step:
 
     Attributes:
         done: pieces, in the unit of the phase.
-        encoded: segments encoded.
         damaged: damaged entries found.
         audio_sec: audio encoded.
         failures: what could not be done.
+        changed: numbers of segments whose audio file was replaced after it was hashed.
     """
 
-    done: int
-    encoded: int = 0
+    done: int = 0
     damaged: int = 0
     audio_sec: float = 0.0
     failures: tuple[Failed, ...] = ()
+    changed: tuple[int, ...] = ()
 
     def __add__(self, other: "Step") -> "Step":
         return Step(
             self.done + other.done,
-            self.encoded + other.encoded,
             self.damaged + other.damaged,
             self.audio_sec + other.audio_sec,
             self.failures + other.failures,
+            self.changed + other.changed,
         )
 
 
-@dataclass(frozen=True)
-class _Message:
-    """What a process says when all meet: the steps since the last time, whether it is through, and its error."""
-
-    news: Step
-    finished: bool
-    error: UserError | None
-
-
 class Together:
-    """Runs phases in step with the other processes and collects all failures.
+    """Runs phases with the other processes and collects all failures.
 
     Attributes:
-        ranks: who works together.
+        processes: who works together.
         failures: by number of the segment, of all processes.
     """
 
-    def __init__(self, ranks: Ranks, on_failure: Callable[[DataError, str], None], progress: FillProgress) -> None:
-        self.ranks = ranks
+    def __init__(
+        self,
+        processes: Processes,
+        on_failure: Callable[[DataError, str], None],
+        progress: FillProgress,
+        folder: Path,
+    ) -> None:
+        self.processes = processes
         self.failures: dict[int, AudioError] = {}
         self._on_failure = on_failure
         self._progress = progress
+        self._stop = folder / f".stop-{processes.gather(uuid.uuid4().hex)[0]}"
 
     def run(self, label: str, total: int, steps: Generator[Step, None, None]) -> Step:
         """Do this process's steps; return when all processes are through, with the sum over all of them.
 
+        Args:
+            label: what is done, for the progress.
+            total: this process's pieces.
+            steps: the work.
+
         Raises:
             UserError: one of the processes met it, or `on_failure` raised it. Other exceptions pass in their own
-                process only.
+                process only; the others end when its connection closes.
         """
         self._progress.start(label, total)
-        everybody = Step(0)
+        own, error = self._work(steps)
         try:
-            while True:
-                message = self._work(steps, everybody)
-                messages: list[_Message] = self.ranks.gather(message)
-                errors = [other.error for other in messages if other.error is not None]
-                if errors:
-                    raise message.error or errors[0]
-                for other in messages:
-                    self._report(other.news.failures)
-                    everybody += other.news
-                self._progress.update(everybody.done, everybody.audio_sec)
-                if all(other.finished for other in messages):
-                    return everybody
-        finally:
-            steps.close()
+            outcomes: list[tuple[Step, UserError | None]] = self.processes.gather((own, error))
+        except UserError:
+            if error is None:
+                raise
+            outcomes = [(own, error)]
+        first = next((error for _, error in outcomes if error is not None), None)
+        if first is not None:
+            with suppress(OSError):
+                self._stop.unlink(missing_ok=True)
+            raise first
+        for index, (step, _) in enumerate(outcomes):
+            if index != self.processes.index:
+                self.report(step.failures)
+        return sum((step for step, _ in outcomes), Step())
 
-    def _work(self, steps: Generator[Step, None, None], before: Step) -> _Message:
-        """Steps until it is time to meet; a process on its own meets itself after each."""
-        meet_at_sec = time.monotonic() + (MEET_EVERY_SEC if self.ranks.world_size > 1 else 0.0)
-        news = Step(0)
+    def report(self, failures: tuple[Failed, ...]) -> None:
+        """Note failures, and tell of those that are new."""
+        for failed in failures:
+            known = self.failures.keys() & set(failed.numbers)
+            self.failures.update(dict.fromkeys(failed.numbers, failed.error))
+            if not known:
+                self._on_failure(failed.error, failed.error.reason)
+
+    def _work(self, steps: Generator[Step, None, None]) -> tuple[Step, UserError | None]:
+        own = Step()
         try:
             for step in steps:
-                news += step
-                self._progress.update(before.done + news.done, before.audio_sec + news.audio_sec)
-                if time.monotonic() >= meet_at_sec:
-                    return _Message(news, finished=False, error=None)
+                own += step
+                self._progress.update(own.done, own.audio_sec)
+                self.report(step.failures)
+                if self.processes.count > 1 and self._stop.exists():
+                    break
         except UserError as error:
-            return _Message(news, finished=True, error=error)
-        return _Message(news, finished=True, error=None)
-
-    def _report(self, failures: tuple[Failed, ...]) -> None:
-        for failed in failures:
-            self.failures.update(dict.fromkeys(failed.numbers, failed.error))
-            self._on_failure(failed.error, failed.error.reason)
+            if self.processes.count > 1:
+                with suppress(WriteError):  # they hear of it when they are through
+                    write_file(self._stop, str(error))
+            return own, error
+        finally:
+            steps.close()
+        return own, None

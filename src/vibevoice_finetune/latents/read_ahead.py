@@ -1,10 +1,14 @@
-"""From sources to waveforms ready for the encoder, in threads that keep ahead of it.
+"""From sources to waveforms ready for an encoder, in threads that keep ahead of it.
 
 In come groups of segments that share a source; each source is decoded once, then cut, normalised and padded for every
 segment. Out come windows: lists of waveforms whose audio adds up to about the same length each, small enough to hold
 two in memory, large enough to be sorted into batches of equal lengths. Decoding (libsndfile) and resampling (soxr)
 release Python's lock: two threads are twice as fast as one, and faster than two processes, which have to hand the
 waveforms over (measured, `benchmarks/decode_ahead.py`).
+
+A file may be replaced between hashing and decoding. Its latents would then stand in the store under the digest of other
+audio, for good. So it is hashed once more after it was decoded (about 1 % of the time that decoding takes): only
+if the digest is still the same was the audio that was decoded the audio that the key names.
 
 Shapes: N samples, a multiple of the encoder's hop.
 """
@@ -24,7 +28,7 @@ from vibevoice_finetune.audio.source import (
     normalize_rms,
     pad_to_frames,
 )
-from vibevoice_finetune.latents.store import Segment
+from vibevoice_finetune.latents.segments import Segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,7 @@ class SourceWork:
 
     Attributes:
         source: the audio.
-        digest: of the audio.
+        digest: of the audio, as the keys were made with it.
         segments: the segments with their numbers in the request.
     """
 
@@ -41,29 +45,33 @@ class SourceWork:
     digest: str
     segments: tuple[tuple[int, Segment], ...]
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the segments."""
+        return tuple(number for number, _ in self.segments)
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A segment as the encoder takes it.
+    """A segment as an encoder takes it.
 
     Attributes:
         number: of the segment in the request.
         waveform_N: float32 at 24 kHz, zero-padded to whole frames.
-        semantic: whether semantic features are needed.
     """
 
     number: int
     waveform_N: NDArray[np.float32]
-    semantic: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """What became of one source: its clips, or the error that concerns them all."""
+class DecodedSource:
+    """What became of one source: its clips, or the error that concerns them all, or the news that it has changed."""
 
     work: SourceWork
-    clips: tuple[Clip, ...]
-    error: AudioError | None
+    clips: tuple[Clip, ...] = ()
+    error: AudioError | None = None
+    changed: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -71,14 +79,23 @@ class Prepared:
         return sum(len(clip.waveform_N) for clip in self.clips)
 
 
-def prepare(work: SourceWork, hop_length: int) -> Prepared:
+def decode_source(work: SourceWork, hop_length: int) -> DecodedSource:
     """Load a source and make the waveforms of its segments: cut, then normalise, then pad to whole frames."""
+    samples, error = None, None
     try:
         samples = load_audio(work.source)
         if len(samples) < hop_length:
-            raise _too_short(work.source, len(samples), hop_length)
-    except AudioError as error:
-        return Prepared(work, (), error)
+            error = _too_short(work.source, len(samples), hop_length)
+    except AudioError as found:
+        error = found
+    if work.source.path is not None:
+        try:
+            if work.source.digest() != work.digest:
+                return DecodedSource(work, changed=True)
+        except AudioError as found:
+            error = error or found
+    if error is not None or samples is None:
+        return DecodedSource(work, error=error)
     clips = []
     for number, segment in work.segments:
         piece = samples
@@ -87,8 +104,8 @@ def prepare(work: SourceWork, hop_length: int) -> Prepared:
             piece = samples[start:end]
         if segment.normalize:
             piece = normalize_rms(piece)
-        clips.append(Clip(number, pad_to_frames(piece, hop_length), segment.semantic))
-    return Prepared(work, tuple(clips), None)
+        clips.append(Clip(number, pad_to_frames(piece, hop_length)))
+    return DecodedSource(work, tuple(clips))
 
 
 def _too_short(source: AudioSource, num_samples: int, hop_length: int) -> AudioError:
@@ -99,28 +116,28 @@ def _too_short(source: AudioSource, num_samples: int, hop_length: int) -> AudioE
     )
 
 
-def prepare_ahead(
+def decode_ahead(
     works: Iterator[SourceWork], hop_length: int, *, first_samples: int, window_samples: int, num_threads: int
-) -> Generator[list[Prepared], None, None]:
-    """Prepare in threads and yield windows of at least `window_samples` samples (the last one: the rest).
+) -> Generator[list[DecodedSource], None, None]:
+    """Decode in threads and yield windows of at least `window_samples` samples (the last one: the rest).
 
     The first window has `first_samples`, so that the encoder starts early, and each has twice as many as the one before
-    until they are full. While a window is worked on, about one more is prepared. How many sources make a window is
-    judged by the mean of those seen so far, so memory stays at about two windows plus the longest source a thread,
+    until they are full. While a window is worked on, about one more is decoded. How many sources make a window is
+    judged by the mean of those seen so far, so memory stays at about two windows plus the longest source per thread,
     whatever the lengths.
     """
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-    pending: set[Future[Prepared]] = set()
-    window: list[Prepared] = []
-    window_total, all_total, num_prepared = 0, 0, 0
+    pending: set[Future[DecodedSource]] = set()
+    window: list[DecodedSource] = []
+    window_total, all_total, num_decoded = 0, 0, 0
     enough = min(first_samples, window_samples)
     try:
         while True:
             ahead = num_threads
             if all_total:
-                ahead = max(ahead, window_samples * num_prepared // all_total)
+                ahead = max(ahead, window_samples * num_decoded // all_total)
             while len(pending) < ahead and (work := next(works, None)) is not None:
-                pending.add(pool.submit(prepare, work, hop_length))
+                pending.add(pool.submit(decode_source, work, hop_length))
             if window_total >= enough or (window and not pending):
                 yield window
                 window, window_total = [], 0
@@ -129,10 +146,10 @@ def prepare_ahead(
                 return
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
-                prepared = future.result()
-                window.append(prepared)
-                window_total += prepared.num_samples
-                all_total += prepared.num_samples
-                num_prepared += 1
+                decoded = future.result()
+                window.append(decoded)
+                window_total += decoded.num_samples
+                all_total += decoded.num_samples
+                num_decoded += 1
     finally:
         pool.shutdown(cancel_futures=True)

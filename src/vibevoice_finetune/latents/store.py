@@ -1,139 +1,101 @@
 """The latent store: audio that was encoded once and is read from then on.
 
-A `Segment` says what is to be encoded: a clip or a random cut of it, normalised or not. Its key is a hash of the
-audio's bytes, the cut and the normalisation; the encoder's fingerprint names the folder, so another encoder finds
-nothing. `latents/fill.py` fills the store, `data/dataset.py` reads it: `read` returns views into memory-mapped files
-and checks them against their checksum. `latents/shards.py` has the file format.
+The folder of an encoder is named after its fingerprint, so another encoder finds nothing. What the arithmetic was
+(`latents/arithmetic.py`) stands in each shard and makes no difference: tf32 and float32 agree well enough to serve each
+other. `latents/fill.py` fills the store, `data/dataset.py` reads it, `latents/shards.py` has the file format.
 
-    LATENTS_DIR/digests-….tsv                      digests of audio files, for all encoders
-    LATENTS_DIR/<fingerprint>/<unique>.safetensors   the shards
+    LATENTS_DIR/digests-….bin                        digests of audio files, for all encoders
+    LATENTS_DIR/<fingerprint>/<unique>.safetensors   the shards, each with acoustic latents or semantic features
 
-Any number of processes may write into one folder at once; a reader sees what was there when it last called `reload`.
+Any number of processes may write into one folder at once, and replace shards by others with the same entries. A reader
+sees what was there when it last called `reload`, and reloads by itself when a shard is no longer there.
 
 Shapes: F frames, C acoustic dim, S semantic dim.
 """
 
-import hashlib
 import logging
 import re
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource
 from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.files.atomic import STAGING_SUFFIX
 from vibevoice_finetune.latents.digests import DigestCache
+from vibevoice_finetune.latents.segments import CutNumber, RandomCut, Segment, make_key
 from vibevoice_finetune.latents.shards import (
     BAD_SUFFIX,
-    KEY_LENGTH,
+    FULL_SHARD_FRAMES,
     KEY_TYPE,
-    PARTIAL_SUFFIX,
     SUFFIX,
     DamagedEntryError,
+    Floats,
     ForeignShardError,
+    Keys,
     Latents,
+    Part,
     Shard,
     ShardError,
-    ShardKind,
     ShardWriter,
+    StoreKind,
+    read_frames,
+    read_shard,
     write_shard,
 )
 
-__all__ = ["CutNumber", "LatentStore", "Latents", "RandomCut", "Segment"]
+__all__ = ["CutNumber", "Keys", "LatentStore", "Latents", "Part", "RandomCut", "Segment", "make_key"]
 
 logger = logging.getLogger(__name__)
 
-PROCESSING_VERSION = 1
-"""Part of every key; raise it when decoding, resampling, cutting or normalising gives other samples than before."""
-
 LEFTOVER_AGE_SEC = 3600.0
-"""Age at which a partial file is taken for the rest of a killed writer; writing one takes seconds."""
+"""Age at which a staging file is taken for the rest of a killed writer; writing one takes seconds."""
 
-Keys = NDArray[np.bytes_]
-"""Keys of segments as an array of `KEY_TYPE`; four times smaller than a list of strings."""
+READ_ATTEMPTS = 3
+"""A shard that is gone was merged into another one, which is gone again only if that happened twice in a second."""
 
 
-@dataclass(frozen=True)
-class RandomCut:
-    """Two draws from [0, 1) that choose a piece of a clip to serve as a voice prompt.
+class _Places:
+    """Where each key of one part lies; one row per key, sorted by key.
 
-    Attributes:
-        length_draw: chooses the length between min(5 s, a quarter of the clip) and min(15 s, a half).
-        start_draw: chooses the start among all places where the piece fits.
+    Arrays rather than a dictionary: 50 bytes an entry instead of 300.
     """
 
-    length_draw: float
-    start_draw: float
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        keys = np.concatenate([np.zeros(0, dtype=KEY_TYPE), *(shard.keys for shard in shards)])
+        # Of equal keys, written by two jobs at once, the first is taken: the same one in every process.
+        self.keys: Keys
+        self.keys, chosen = np.unique(keys, return_index=True)
+        self.paths = [shard.path for shard in shards]
+        lengths = [len(shard) for shard in shards]
+        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), lengths)[chosen]
+        self.frames = _joined([shard.frames for shard in shards], np.int32)[chosen]
+        self.crc32 = _joined([shard.crc32 for shard in shards], np.uint32)[chosen]
+        self.position = _joined([shard.position for shard in shards], np.int64)[chosen]
 
-    def span(self, num_samples: int, hop_length: int) -> tuple[int, int]:
-        """First sample of the piece and the one behind its last; never shorter than a frame if the clip is not.
+    def find(self, key: str) -> int | None:
+        wanted = key.encode()
+        place = int(self.keys.searchsorted(wanted))
+        return place if place < len(self.keys) and self.keys[place] == wanted else None
 
-        >>> RandomCut(length_draw=0.0, start_draw=0.5).span(num_samples=4 * 24_000, hop_length=3_200)  # 1 s of 4 s
-        (36000, 60000)
-        >>> RandomCut(length_draw=0.5, start_draw=0.0).span(num_samples=60 * 24_000, hop_length=3_200)  # 5 to 15 s
-        (0, 240000)
-        """
-        shortest = min(5.0 * SAMPLING_RATE_HZ, num_samples / 4)
-        longest = min(15.0 * SAMPLING_RATE_HZ, num_samples / 2)
-        drawn = int(shortest + self.length_draw * (longest - shortest))
-        length = min(max(drawn, hop_length), num_samples)
-        start = int(self.start_draw * (num_samples - length))
-        return start, start + length
-
-
-@dataclass(frozen=True)
-class CutNumber:
-    """One of a clip's random cuts. Where it lies follows from what the clip holds, not from where its row stands.
-
-    So a file of rows and any piece of it cut the same voice prompts, and find each other's in the store.
-
-    Attributes:
-        seed: of the run.
-        number: of the cut among those of its clip.
-    """
-
-    seed: int
-    number: int
-
-    def drawn(self, digest: str) -> RandomCut:
-        """The cut of the audio with this digest: 64 bits of a hash a draw, of which a float64 holds 53."""
-        text = f"cut {self.seed} {self.number} {digest}"
-        bits = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        length, start = (int.from_bytes(half, "little") >> 11 for half in (bits[:8], bits[8:]))
-        return RandomCut(length * 2.0**-53, start * 2.0**-53)
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """One thing to encode.
-
-    Attributes:
-        source: the audio.
-        normalize: bring what is encoded to −25 dBFS.
-        cut: which of the audio's random cuts; None for all of it.
-        semantic: whether semantic features are needed (targets) or not (voice prompts). Not part of the key: an entry
-            that has them serves both.
-    """
-
-    source: AudioSource
-    normalize: bool
-    cut: CutNumber | None
-    semantic: bool
+    def find_all(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        places = self.keys.searchsorted(keys)
+        found = places < len(self.keys)
+        found[found] = self.keys[places[found]] == keys[found]
+        return places, found
 
 
 class LatentStore:
-    """Reads the shards of one encoder; knows keys.
+    """Reads the shards of one encoder pair; knows keys.
 
-    Forked DataLoader workers share its maps. Pickled into a spawned worker, it opens the folder anew.
+    Forked DataLoader workers share the index. Pickled into a spawned worker, it opens the folder anew.
 
     Args:
         folder: what the user calls `--latents_dir`; nothing is written here before the store is filled.
-        fingerprint: of the encoder, including whatever changes its numbers (weights, dtype).
+        fingerprint: of the encoders: weights and configuration.
         acoustic_dim: C.
         semantic_dim: S.
     """
@@ -141,11 +103,12 @@ class LatentStore:
     def __init__(self, folder: Path, fingerprint: str, acoustic_dim: int, semantic_dim: int) -> None:
         assert re.fullmatch(r"[0-9A-Za-z_-]{1,128}", fingerprint), f"{fingerprint!r} cannot be a folder's name"
         self.folder = folder
-        self.kind = ShardKind(fingerprint, acoustic_dim, semantic_dim)
+        self.kind = StoreKind(fingerprint, acoustic_dim, semantic_dim)
         self.shard_folder = folder / fingerprint
         self.digests = DigestCache(folder)
-        self._shards: dict[Path, Shard] = {}
-        self._unreadable: dict[Path, str] = {}
+        self._listed: list[Path] | None = None
+        self._unusable: dict[Path, str] = {}
+        self._damaged: set[Path] = set()
         self.reload()
 
     def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path, str, int, int]]:
@@ -160,20 +123,14 @@ class LatentStore:
         return make_key(self.digests.digest(segment.source), segment)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places[Part.ACOUSTIC].keys)
 
     def __contains__(self, key: str) -> bool:
-        return self._find(key) is not None
+        return self._places[Part.ACOUSTIC].find(key) is not None
 
-    def holds(self, key: str, *, semantic: bool) -> bool:
-        """Whether the key is stored, with semantic features if they are needed."""
-        place = self._find(key)
-        return place is not None and (not semantic or bool(self._with_semantic[place]))
-
-    def missing(self, keys: Keys, needs_semantic: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """For each of many keys, whether it has to be encoded; as `holds`, for all at once."""
-        places, found = self._find_all(keys)
-        found[found] &= ~needs_semantic[found] | self._with_semantic[places[found]]
+    def missing(self, keys: Keys, part: Part) -> NDArray[np.bool_]:
+        """For each of many keys, whether this part of it has to be encoded."""
+        _, found = self._places[part].find_all(keys)
         return ~found
 
     def num_frames(self, key: str) -> int:
@@ -182,155 +139,182 @@ class LatentStore:
         Raises:
             KeyError: the key is not stored.
         """
-        shard, entry = self._locate(key)
-        return int(shard.frames[entry])
+        places = self._places[Part.ACOUSTIC]
+        place = places.find(key)
+        if place is None:
+            raise KeyError(key)
+        return int(places.frames[place])
+
+    def total_frames(self, keys: Keys) -> int:
+        """Sum of F over those of the keys that are stored."""
+        places = self._places[Part.ACOUSTIC]
+        at, found = places.find_all(keys)
+        return int(places.frames[at[found]].sum())
 
     def read(self, key: str) -> Latents:
-        """The frames of a stored key, (F, C) and (F, S), as views into the shard's file.
+        """The frames of a stored key, (F, C) and (F, S), as arrays of the caller's own.
 
         Raises:
             KeyError: the key is not stored.
-            DataError: the frames on disk have been damaged since the store was filled.
+            DataError: the frames on disk have been damaged or removed since the store was filled.
         """
-        shard, entry = self._locate(key)
-        try:
-            return shard.read(entry)
-        except DamagedEntryError as error:
-            raise DataError(
-                f"{error}: the file was damaged after it was checked at the start; start the same command again, "
-                "what is damaged is encoded again."
-            ) from error
+        acoustic_FC = self._read(Part.ACOUSTIC, key)
+        if acoustic_FC is None:
+            raise KeyError(key)
+        semantic_FS = self._read(Part.SEMANTIC, key)
+        return Latents(acoustic_FC, semantic_FS)
+
+    def _read(self, part: Part, key: str) -> Floats | None:
+        for _ in range(READ_ATTEMPTS):
+            places = self._places[part]
+            place = places.find(key)
+            if place is None:
+                return None
+            path = places.paths[places.shard[place]]
+            shape = int(places.frames[place]), self.kind.dim(part)
+            try:
+                with path.open("rb", buffering=0) as file:
+                    return read_frames(file, path, int(places.position[place]), shape, int(places.crc32[place]))
+            except FileNotFoundError:  # another process has merged it with others
+                self.reload()
+            except DamagedEntryError as error:
+                raise DataError(
+                    f"{error}: the file was damaged after it was checked at the start; start the same command again, "
+                    "what is damaged is encoded again."
+                ) from error
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be read ({error.strerror or error}); check the disk and the permissions, then "
+                    "start the same command again."
+                ) from error
+        raise DataError(
+            f"{path}: is no longer there; nothing else may remove files from --latents_dir during a run; start the "
+            "same command again, what is missing is encoded again."
+        )
 
     def reload(self) -> None:
-        """Look at the folder again: open shards that are new, forget those that are gone, notice unreadable ones."""
+        """Look at the folder again: read the index of every shard, unless the list of files is what it was."""
         paths = sorted(self.shard_folder.glob(f"*{SUFFIX}"))
-        before = self._shards
-        self._shards = {}
-        self._unreadable = {path: reason for path, reason in self._unreadable.items() if path in paths}
+        if paths == self._listed:
+            return
+        shards: dict[Part, list[Shard]] = {part: [] for part in Part}
         for path in paths:
-            if path in self._unreadable:
-                continue
-            try:
-                self._shards[path] = before[path] if path in before else Shard(path, self.kind)
-            except FileNotFoundError:  # set aside by another process since the folder was listed
-                continue
-            except ForeignShardError as error:
-                logger.warning("%s: not used: %s", path, error)
-            except ShardError as error:
-                self._unreadable[path] = str(error)
-                logger.warning("%s: damaged, not used: %s", path, error)
-        self._make_index()
+            shard = self._open(path)
+            if shard is not None:
+                shards[shard.part].append(shard)
+        self._places = {part: _Places(found) for part, found in shards.items()}
+        self._listed = paths
 
-    def writer(self, *, max_frames: int = 65_536, max_age_sec: float = 60.0) -> ShardWriter:
+    def _open(self, path: Path) -> Shard | None:
+        """The shard, or None if it cannot be used, which is said once."""
+        if path in self._unusable:
+            return None
+        try:
+            return read_shard(path, self.kind)
+        except FileNotFoundError:  # replaced by another process since the folder was listed
+            return None
+        except ShardError as error:
+            self._unusable[path] = str(error)
+            damaged = not isinstance(error, ForeignShardError)
+            if damaged:
+                self._damaged.add(path)
+            logger.warning("%s: %snot used: %s", path, "damaged, " if damaged else "", error)
+            return None
+
+    def writer(
+        self, arithmetic: str = "float32", *, max_frames: int = FULL_SHARD_FRAMES, max_age_sec: float = 60.0
+    ) -> ShardWriter:
         """A writer into this store's folder; what it publishes is seen after `reload`."""
-        return ShardWriter(self.shard_folder, self.kind, max_frames=max_frames, max_age_sec=max_age_sec)
+        return ShardWriter(self.shard_folder, self.kind, arithmetic, max_frames=max_frames, max_age_sec=max_age_sec)
 
-    def check(self, keys: Keys, part: int = 0, num_parts: int = 1) -> Iterator[tuple[int, int]]:
+    def check(self, keys: Keys, index: int = 0, count: int = 1) -> Iterator[tuple[int, int]]:
         """Compare the frames of stored keys with their checksums, shard by shard, and repair the folder.
 
         A shard with a damaged entry is replaced by one with its good entries; call `reload` afterwards, and the
-        damaged ones are missing. Several processes share the work by giving different parts.
+        damaged ones are missing. Several processes share the work by giving different numbers.
 
         Args:
             keys: what will be read; entries of other keys are not looked at.
-            part: which part of the shards, 0 … num_parts - 1.
-            num_parts: into how many parts the shards are divided.
+            index: which part of the shards, 0 … count - 1.
+            count: into how many parts the shards are divided.
 
         Yields:
             For each shard, how many of its entries were checked and how many of all were damaged.
 
         Raises:
-            UserError: a shard with the good entries cannot be written.
+            WriteError: a shard with the good entries cannot be written.
         """
-        places, found = self._find_all(keys)
-        places = np.unique(places[found])
-        places = places[np.argsort(self._shard[places], kind="stable")]
-        ends = np.searchsorted(self._shard[places], np.arange(len(self._numbered)), side="right")
-        for number, shard in enumerate(self._numbered):
-            if zlib.crc32(shard.path.name.encode()) % num_parts != part:  # processes may see different lists of shards
-                continue
-            entries = self._entry[places[ends[number - 1] if number else 0 : ends[number]]]
-            damaged = any(_is_damaged(shard, int(entry)) for entry in entries)
-            yield len(entries), self._set_aside(shard) if damaged else 0
+        for part, places in self._places.items():
+            at, found = places.find_all(keys)
+            at = np.unique(at[found])
+            at = at[np.lexsort((places.position[at], places.shard[at]))]  # in the order in which the disk has them
+            ends = np.searchsorted(places.shard[at], np.arange(len(places.paths)), side="right")
+            for number, path in enumerate(places.paths):
+                if zlib.crc32(path.name.encode()) % count != index:  # processes may see different lists of shards
+                    continue
+                wanted = at[ends[number - 1] if number else 0 : ends[number]]
+                if len(wanted) and self._is_damaged(part, path, wanted):
+                    yield len(wanted), self._set_aside(path)
+                else:
+                    yield len(wanted), 0
+
+    def _is_damaged(self, part: Part, path: Path, wanted: NDArray[np.int64]) -> bool:
+        places, dim = self._places[part], self.kind.dim(part)
+        try:
+            with path.open("rb", buffering=0) as file:
+                for place in wanted.tolist():
+                    shape = int(places.frames[place]), dim
+                    read_frames(file, path, int(places.position[place]), shape, int(places.crc32[place]))
+        except FileNotFoundError:  # merged by another process; the caller reloads
+            return False
+        except DamagedEntryError:
+            return True
+        except OSError as error:  # a bad sector
+            logger.warning("%s: %s", path, error.strerror or error)
+            return True
+        return False
+
+    def _set_aside(self, path: Path) -> int:
+        """Replace a shard by one with its good entries; how many were damaged."""
+        try:
+            shard = read_shard(path, self.kind)
+            good = shard.good_entries()
+        except FileNotFoundError:  # another process was faster
+            return 0
+        except ShardError as error:  # cut since its index was read
+            logger.warning("%s: damaged, its entries will be encoded again: %s", path, error)
+            _rename_bad(path)
+            places = next(places for places in self._places.values() if path in places.paths)
+            return int(np.count_nonzero(places.shard == places.paths.index(path)))
+        num_bad = len(shard) - len(good)
+        logger.warning("%s: %d of %d entries are damaged and will be encoded again", path, num_bad, len(shard))
+        if good:
+            write_shard(self.shard_folder, self.kind, shard.part, shard.arithmetic, good)
+        _rename_bad(path)
+        return num_bad
 
     def clean(self) -> None:
         """Set unreadable shards aside and remove what killed writers have left. For one process at a time."""
-        for path, reason in self._unreadable.items():
+        for path in self._damaged:
             _rename_bad(path)
-            logger.warning("%s: set aside as %s: %s", path.name, path.name + BAD_SUFFIX, reason)
-        self._unreadable = {}
+            logger.warning("%s: set aside as %s: %s", path.name, path.name + BAD_SUFFIX, self._unusable[path])
+        self._damaged = set()
         for folder in (self.folder, self.shard_folder):
-            for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
-                if time.time() - partial.stat().st_mtime > LEFTOVER_AGE_SEC:
-                    partial.unlink(missing_ok=True)
-
-    def _set_aside(self, shard: Shard) -> int:
-        good = [entry for entry in range(len(shard)) if not _is_damaged(shard, entry)]
-        num_bad = len(shard) - len(good)
-        logger.warning("%s: %d of %d entries are damaged and will be encoded again", shard.path, num_bad, len(shard))
-        if good:
-            kept = [(shard.keys[entry].decode(), shard.read(entry)) for entry in good]
-            write_shard(self.shard_folder, self.kind, kept)
-        _rename_bad(shard.path)
-        return num_bad
-
-    def _make_index(self) -> None:
-        """One row a key, sorted by key: which shard, which entry. Of equal keys one with semantic features is taken."""
-        shards = list(self._shards.values())
-        keys = np.concatenate([np.zeros(0, dtype=KEY_TYPE), *(shard.keys for shard in shards)])
-        with_semantic = np.concatenate([np.zeros(0, dtype=bool), *(shard.with_semantic for shard in shards)])
-        lengths = [len(shard) for shard in shards]
-        shard_of = np.repeat(np.arange(len(shards), dtype=np.int32), lengths)
-        entry_of = np.concatenate([np.zeros(0, dtype=np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])
-        order = np.lexsort((~with_semantic, keys))
-        is_first = np.ones(len(order), dtype=bool)
-        is_first[1:] = keys[order][1:] != keys[order][:-1]
-        chosen = order[is_first]
-        self._keys: Keys = keys[chosen]
-        self._with_semantic: NDArray[np.bool_] = with_semantic[chosen]
-        self._shard: NDArray[np.int32] = shard_of[chosen]
-        self._entry: NDArray[np.int32] = entry_of[chosen]
-        self._numbered = shards
-
-    def _find(self, key: str) -> int | None:
-        wanted = key.encode()
-        place = int(self._keys.searchsorted(wanted))
-        return place if place < len(self._keys) and self._keys[place] == wanted else None
-
-    def _find_all(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        places = self._keys.searchsorted(keys)
-        found = places < len(self._keys)
-        found[found] = self._keys[places[found]] == keys[found]
-        return places, found
-
-    def _locate(self, key: str) -> tuple[Shard, int]:
-        place = self._find(key)
-        if place is None:
-            raise KeyError(key)
-        return self._numbered[self._shard[place]], int(self._entry[place])
+            for staging in folder.glob(f".*{STAGING_SUFFIX}"):
+                try:
+                    if time.time() - staging.stat().st_mtime > LEFTOVER_AGE_SEC:
+                        staging.unlink()
+                except OSError:  # gone already, or a folder that only its owner may write to: it does no harm
+                    continue
 
 
-def make_key(digest: str, segment: Segment) -> str:
-    """The key of a segment whose audio has this digest."""
-    cut = "whole"
-    if segment.cut is not None:
-        drawn = segment.cut.drawn(digest)
-        cut = f"{drawn.length_draw.hex()} {drawn.start_draw.hex()}"
-    text = f"{PROCESSING_VERSION} {digest} {'normalized' if segment.normalize else 'as it is'} {cut}"
-    return hashlib.blake2b(text.encode(), digest_size=KEY_LENGTH // 2).hexdigest()
-
-
-def _is_damaged(shard: Shard, entry: int) -> bool:
-    try:
-        shard.read(entry)
-    except DamagedEntryError:
-        return True
-    return False
+def _joined(arrays: Sequence[NDArray[np.generic]], kind: type[np.generic]) -> NDArray[np.generic]:
+    return np.concatenate([np.zeros(0, dtype=kind), *(array.astype(kind) for array in arrays)])
 
 
 def _rename_bad(path: Path) -> None:
-    """Another process may have done it already."""
+    """Another process may have done it already, and a store that cannot be written to stays as it is."""
     try:
         path.rename(path.with_name(path.name + BAD_SUFFIX))
-    except FileNotFoundError:
+    except OSError:
         return

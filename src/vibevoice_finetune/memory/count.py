@@ -20,6 +20,7 @@ from transformers import VibeVoiceConfig
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import part_configs
 from vibevoice_finetune.base_model.parts import tensor_shapes
+from vibevoice_finetune.latents.fill import BATCH_SEC
 from vibevoice_finetune.objective.losses import LOGITS_CHUNK
 
 FLOAT32 = 4
@@ -46,8 +47,8 @@ _OPTIMIZER_BYTES = (
 )
 _ADAMW_BYTES = 8.0  # two float32 moments, and what is assumed of an optimizer that is not listed
 
-# Both encoders over a batch of a minute of audio take about 40 MB a second of it in float32 (`latents/encode.py`).
-ENCODING_BYTES = 60 * 40 * 10**6
+# An encoder takes about 40 MB per second of the audio in its batch, in float32 (`latents/encode.py`).
+ENCODING_BYTES_PER_SEC = 40 * 10**6
 
 # The one matrix of the diffusion head that is applied once a frame, not once a draw.
 CONDITION = "cond_proj"
@@ -74,7 +75,7 @@ class ModelSize:
         other: numbers of the language model that are in no linear layer: embeddings, norms, biases, output matrix.
         head: all numbers of the diffusion head.
         connectors: all numbers of both connectors.
-        encoders: all numbers of both speech encoders.
+        largest_encoder: all numbers of the larger of the two speech encoders.
     """
 
     hidden: int
@@ -91,7 +92,7 @@ class ModelSize:
     other: int
     head: int
     connectors: int
-    encoders: int
+    largest_encoder: int
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def measure(config: VibeVoiceConfig) -> ModelSize:
         other=total(tensor_names.LANGUAGE_MODEL, tensor_names.LM_HEAD) - in_linear,
         head=total(tensor_names.DIFFUSION_HEAD),
         connectors=total(tensor_names.ACOUSTIC_CONNECTOR, tensor_names.SEMANTIC_CONNECTOR),
-        encoders=total(*tensor_names.ENCODERS),
+        largest_encoder=max(total(prefix) for prefix in tensor_names.ENCODERS),
     )
 
 
@@ -303,9 +304,10 @@ def backward_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     return gradients + dequantised + (layer_bytes(size, recipe, batch) if recipe.checkpointing else 0)
 
 
-def encoding_bytes(size: ModelSize) -> float:
-    """Both speech encoders in float32 with a batch in them, before training."""
-    return FLOAT32 * size.encoders + ENCODING_BYTES
+def encoding_bytes(size: ModelSize, device: str) -> float:
+    """A speech encoder in float32 with a batch in it, before training; the two are loaded one after the other."""
+    batch_sec = BATCH_SEC.get(device, BATCH_SEC["cpu"])
+    return FLOAT32 * size.largest_encoder + ENCODING_BYTES_PER_SEC * batch_sec
 
 
 def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:

@@ -150,7 +150,7 @@ def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: boo
         Part("work space", workspace),
         Part("runtime", runtime),
     )
-    encoding = count.encoding_bytes(size) + runtime if encodes else 0.0
+    encoding = count.encoding_bytes(size, recipe.device) + runtime if encodes else 0.0
     return Estimate(size, recipe, batch, parts, encoding)
 
 

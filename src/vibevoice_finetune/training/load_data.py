@@ -10,19 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
-import torch.distributed
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model.load import (
     Checkpoint,
     SpeechEncoders,
     encoder_fingerprint,
-    latent_fingerprint,
     load_encoders,
     open_checkpoint,
     with_special_tokens,
@@ -35,9 +31,9 @@ from vibevoice_finetune.data.rows import BadRows, Row
 from vibevoice_finetune.data.splits import read_splits
 from vibevoice_finetune.data.voice_prompts import PlannedRow, RowRequest, make_requests, plan_rows
 from vibevoice_finetune.errors import DataError
-from vibevoice_finetune.latents.arithmetic import Arithmetic, fastest
-from vibevoice_finetune.latents.fill import FillReport, Ranks, fill
-from vibevoice_finetune.latents.shards import SUFFIX
+from vibevoice_finetune.latents.arithmetic import fastest
+from vibevoice_finetune.latents.fill import BATCH_SEC, FillReport, fill
+from vibevoice_finetune.latents.processes import started_together
 from vibevoice_finetune.latents.store import LatentStore, Segment
 
 logger = logging.getLogger(__name__)
@@ -87,11 +83,11 @@ def load_data(arguments: Arguments) -> LoadedData:
     splits = read_splits(arguments, cache_dir, bad_rows)
     total = sum(map(len, splits.values())) + bad_rows.counts.total()
     requests = {name: _requests(arguments, rows, special, bad_rows) for name, rows in splits.items()}
-    fingerprint, arithmetic = choose_latents(arguments, encoder_fingerprint(checkpoint))
+    fingerprint = encoder_fingerprint(checkpoint)
     store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
-    encoder = EncoderOnDemand(checkpoint, model_facts, fingerprint, arithmetic, arguments.loop.device)
-    requests, report = _fill(store, requests, encoder, bad_rows, arguments)
-    encoder.free()
+    encoders = load_encoders(checkpoint, torch.float32, arguments.loop.device, fastest(arguments.loop.device))
+    requests, report = _fill(store, requests, encoders, bad_rows, arguments)
+    encoders.free()
     max_tokens = min(data.max_length or model_facts.max_positions, model_facts.max_positions)
     encode: Encode = FixedPieces(partial(_encode, tokenizer.backend_tokenizer))
     planned = {
@@ -133,64 +129,6 @@ def latents_dir(arguments: Arguments) -> Path:
     return Path(arguments.data.latents_dir or Path(str(arguments.loop.output_dir)) / "latents")
 
 
-def choose_latents(arguments: Arguments, encoders: str) -> tuple[str, Arithmetic]:
-    """Which latents are read and added to, and in which arithmetic those are that are added.
-
-    What was encoded anywhere serves everywhere, since tf32 and float32 agree within the 1 % that is allowed: latents
-    in float32 if there are some, else latents in tf32 if there are some, else what this device computes fastest. Those
-    in float32 are only ever joined by such; a device without tf32 adds float32 to those in tf32.
-
-    Returns:
-        The fingerprint of the latents, and the arithmetic.
-    """
-    device, folder = arguments.loop.device, latents_dir(arguments)
-    found = [one for one in Arithmetic if any((folder / latent_fingerprint(encoders, one)).glob(f"*{SUFFIX}"))]
-    if arguments.loop.world_size > 1:  # a network folder may look another way from another machine
-        found = cast(list[Arithmetic], _gather(found)[0])
-    arithmetic = found[0] if found else fastest(device)
-    if arguments.loop.process_index == 0 and arithmetic is not fastest(device):
-        logger.warning(
-            "%s holds latents in %s, which are used; by itself this device would encode in %s",
-            folder,
-            arithmetic,
-            fastest(device),
-        )
-    return latent_fingerprint(encoders, arithmetic), arithmetic
-
-
-class EncoderOnDemand:
-    """The speech encoders, loaded when the first audio is missing in the store; a `SpeechEncoder`."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        model_facts: ModelFacts,
-        fingerprint: str,
-        arithmetic: Arithmetic,
-        device: torch.device,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.hop_length = model_facts.hop_length
-        self.acoustic_dim = model_facts.acoustic_dim
-        self.semantic_dim = model_facts.semantic_dim
-        self.fingerprint = fingerprint
-        self.arithmetic = arithmetic
-        self.device = device
-        self._encoders: SpeechEncoders | None = None
-
-    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
-        """The acoustic mean (B, F, C) and, if asked for, the semantic features (B, F, S)."""
-        if self._encoders is None:
-            self._encoders = load_encoders(self.checkpoint, torch.float32, self.device, self.arithmetic)
-        return self._encoders.encode(waveform_BN, semantic)
-
-    def free(self) -> None:
-        """Give the encoders' memory back."""
-        self._encoders = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
 def _requests(arguments: Arguments, rows: Sequence[Row], special: SpecialTokens, bad_rows: BadRows) -> list[RowRequest]:
     return make_requests(
         rows,
@@ -205,7 +143,7 @@ def _requests(arguments: Arguments, rows: Sequence[Row], special: SpecialTokens,
 def _fill(
     store: LatentStore,
     requests: dict[str, list[RowRequest]],
-    encoder: EncoderOnDemand,
+    encoders: SpeechEncoders,
     bad_rows: BadRows,
     arguments: Arguments,
 ) -> tuple[dict[str, list[RowRequest]], FillReport]:
@@ -214,8 +152,14 @@ def _fill(
         (request, segment) for found in requests.values() for request in found for segment in request.segments
     ]
     loop = arguments.loop
-    ranks = Ranks(loop.process_index, loop.world_size, _gather) if loop.world_size > 1 else None
-    report = fill(store, [segment for _, segment in owned], encoder, _raise_unless_skipping(bad_rows), ranks=ranks)
+    report = fill(
+        store,
+        [segment for _, segment in owned],
+        encoders,
+        _raise_unless_skipping(bad_rows),
+        processes=started_together(loop.process_index, loop.world_size) if loop.world_size > 1 else None,
+        batch_sec=BATCH_SEC.get(loop.device.type, BATCH_SEC["cpu"]),
+    )
     failures = {id(owned[number][0]): failure for number, failure in report.failed.items()}
     for failure in failures.values():
         bad_rows.report(failure, failure.reason)
@@ -231,12 +175,6 @@ def _raise_unless_skipping(bad_rows: BadRows) -> Callable[[DataError, str], None
             bad_rows.report(error, reason)
 
     return on_failure
-
-
-def _gather(value: object) -> list[object]:
-    everybody: list[object] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, value)
-    return everybody
 
 
 def _settings(arguments: Arguments, model_facts: ModelFacts, evaluation: bool) -> DrawSettings:

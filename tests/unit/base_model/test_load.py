@@ -19,7 +19,6 @@ from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import (
     Checkpoint,
     encoder_fingerprint,
-    latent_fingerprint,
     load_encoders,
     load_for_generation,
     load_for_training,
@@ -32,7 +31,7 @@ from vibevoice_finetune.base_model.weights import lazy_tensors, read_tensors, wr
 from vibevoice_finetune.data.prompt import SpecialTokens
 from vibevoice_finetune.errors import CheckpointError
 from vibevoice_finetune.files.headers import StoredTensor
-from vibevoice_finetune.latents.arithmetic import Arithmetic
+from vibevoice_finetune.latents.shards import Part
 
 GOLDEN_TOKENS = SpecialTokens(speech_start=409, speech_end=410, frame=411, end_of_text=400)
 
@@ -202,10 +201,13 @@ def test_only_what_is_needed_is_read(tied: Checkpoint, monkeypatch: pytest.Monke
     assert asked
     assert not any("tokenizer" in name for name in asked)
     asked.clear()
-    load_encoders(tied, torch.float32, "cpu")
-    assert asked
-    assert all("tokenizer.encoder." in name for name in asked)
-    assert latent_fingerprint(encoder_fingerprint(tied), Arithmetic.FLOAT32) == f"{encoder_fingerprint(tied)}-float32"
+    encoders = load_encoders(tied, torch.float32, "cpu")
+    for part, name in ((Part.ACOUSTIC, "acoustic_tokenizer.encoder."), (Part.SEMANTIC, "semantic_tokenizer.encoder.")):
+        assert asked == []  # nothing before it is asked for, and then one encoder alone
+        encoders.network(part)
+        assert asked
+        assert all(name in asked_for for asked_for in asked)
+        asked.clear()
 
 
 def test_frequencies_stay_float32(original: Checkpoint) -> None:
@@ -241,26 +243,25 @@ def test_encoders_alone(tied: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> No
     )
     generator = torch.Generator().manual_seed(0)
     waveform_BN = torch.randn(2, 5 * facts.hop_length, generator=generator)
-    acoustic_BFC, semantic_BFS = encoders.encode(waveform_BN, semantic=True)
+    acoustic_BFC, semantic_BFS = (encoders.encode(part, waveform_BN) for part in Part)
     assert acoustic_BFC.shape == (2, 5, facts.acoustic_dim)
-    assert semantic_BFS is not None
     assert semantic_BFS.shape == (2, 5, facts.semantic_dim)
-    assert encoders.encode(waveform_BN, semantic=False)[1] is None
     # Zeros at the end, as a batch of clips of several lengths has them, change nothing before them.
     longer_BN = torch.nn.functional.pad(waveform_BN, (0, 2 * facts.hop_length))
-    torch.testing.assert_close(encoders.encode(longer_BN, semantic=False)[0][:, :5], acoustic_BFC)
+    torch.testing.assert_close(encoders.encode(Part.ACOUSTIC, longer_BN)[:, :5], acoustic_BFC)
     # A long clip goes through in pieces, with the same result.
     monkeypatch.setattr(checkpoint_room, "ENCODED_AT_ONCE_FRAMES", 2)
-    torch.testing.assert_close(encoders.encode(waveform_BN, semantic=True), (acoustic_BFC, semantic_BFS))
+    for part, whole in ((Part.ACOUSTIC, acoustic_BFC), (Part.SEMANTIC, semantic_BFS)):
+        torch.testing.assert_close(encoders.encode(part, waveform_BN), whole)
     with pytest.raises(AssertionError, match="whole frames"):
-        encoders.encode(waveform_BN[:, 1:], semantic=False)
+        encoders.encode(Part.ACOUSTIC, waveform_BN[:, 1:])
 
 
 def test_encoders_in_bf16_give_float32(tied: Checkpoint) -> None:
     hop_length = parts.facts(tied.config).hop_length
     waveform_BN = torch.randn(1, 3 * hop_length, generator=torch.Generator().manual_seed(0))
-    exact_BFC, _ = load_encoders(tied, torch.float32, "cpu").encode(waveform_BN, semantic=False)
-    rounded_BFC, _ = load_encoders(tied, torch.bfloat16, "cpu").encode(waveform_BN, semantic=False)
+    exact_BFC = load_encoders(tied, torch.float32, "cpu").encode(Part.ACOUSTIC, waveform_BN)
+    rounded_BFC = load_encoders(tied, torch.bfloat16, "cpu").encode(Part.ACOUSTIC, waveform_BN)
     assert rounded_BFC.dtype == torch.float32
     difference = (rounded_BFC - exact_BFC).norm() / exact_BFC.norm()
     assert 0 < difference < 0.05

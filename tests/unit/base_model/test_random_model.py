@@ -24,6 +24,7 @@ from vibevoice_finetune.base_model.random_model import write_random_checkpoint
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.base_model.weights import read_tensors
 from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.latents.shards import Part
 
 HOP = 3_200
 
@@ -88,19 +89,18 @@ def test_nothing_is_zero_and_everything_is_finite(tiny: Checkpoint) -> None:
 @torch.no_grad()
 def test_latents_depend_on_the_audio(tiny: Checkpoint) -> None:
     encoders = load_encoders(tiny, torch.float32, "cpu")
-    acoustic_BFC, semantic_BFS = encoders.encode(speech_like(20, seed=0), semantic=True)
-    assert semantic_BFS is not None
+    acoustic_BFC, semantic_BFS = (encoders.encode(part, speech_like(20, seed=0)) for part in Part)
     for features in (acoustic_BFC[0], semantic_BFS[0]):
         assert 0.3 < features.std() < 3
         assert features.std(0).mean() > 0.5 * features.std(), "most of the variance is from frame to frame"
-    other_BFC, _ = encoders.encode(speech_like(20, seed=1), semantic=False)
+    other_BFC = encoders.encode(Part.ACOUSTIC, speech_like(20, seed=1))
     assert (other_BFC - acoustic_BFC).square().mean() > acoustic_BFC.var()
 
 
 @torch.no_grad()
 def test_scaled_latents_have_unit_size_and_the_decoder_makes_audible_sound(tiny: Checkpoint) -> None:
     model = load_for_generation(tiny, torch.float32, "cpu")
-    mean_BFC, _ = load_encoders(tiny, torch.float32, "cpu").encode(speech_like(20, seed=0), semantic=False)
+    mean_BFC = load_encoders(tiny, torch.float32, "cpu").encode(Part.ACOUSTIC, speech_like(20, seed=0))
     scaled = (mean_BFC + parts.latent_bias(model)) * parts.latent_scale(model)
     assert 0.5 < scaled.std() < 2
     waveform = model.model.audio_tower.decode(mean_BFC).audio

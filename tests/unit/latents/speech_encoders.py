@@ -1,6 +1,7 @@
 """Small speech encoders with real arithmetic, and what the processes of the tests run."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from vibevoice_finetune.audio.source import AudioSource, load_audio, normalize_rms, pad_to_frames
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.latents.encode import SpeechEncoder, encode_in_chunks
-from vibevoice_finetune.latents.fill import FillReport, Ranks, fill
-from vibevoice_finetune.latents.store import Latents, LatentStore, Segment
+from vibevoice_finetune.latents.fill import FillReport, fill
+from vibevoice_finetune.latents.processes import started_together
+from vibevoice_finetune.latents.store import Latents, LatentStore, Part, Segment
 
 HOP, ACOUSTIC_DIM, SEMANTIC_DIM = 40, 3, 5
 
@@ -39,13 +41,15 @@ class Network(nn.Module):
 
 @dataclass
 class SmallEncoder:
-    """A `SpeechEncoder`; counts what it is given."""
+    """A `SpeechEncoder`; counts what it is given, and notes in which order it is asked for its parts."""
 
     hop_length: int = HOP
     acoustic_dim: int = ACOUSTIC_DIM
     semantic_dim: int = SEMANTIC_DIM
     fingerprint: str = "small"
+    arithmetic: str = "float32"
     delay_sec: float = 0.0
+    parts: list[Part] = field(default_factory=list)
     shapes: list[tuple[int, int]] = field(default_factory=list)
     semantic_rows: int = 0
 
@@ -57,12 +61,17 @@ class SmallEncoder:
     def num_rows(self) -> int:
         return sum(rows for rows, _ in self.shapes)
 
-    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
-        self.shapes.append((waveform_BN.shape[0], waveform_BN.shape[1]))
-        self.semantic_rows += semantic * len(waveform_BN)
+    def encode(self, part: Part, waveform_BN: Tensor) -> Tensor:
+        if self.parts[-1:] != [part]:
+            self.parts.append(part)
+        if part is Part.ACOUSTIC:
+            self.shapes.append((waveform_BN.shape[0], waveform_BN.shape[1]))
+        else:
+            self.semantic_rows += len(waveform_BN)
         time.sleep(self.delay_sec)
-        waveform = waveform_BN[:, None]
-        return self.acoustic(waveform), self.semantic(waveform) if semantic else None
+        network = self.acoustic if part is Part.ACOUSTIC else self.semantic
+        latents: Tensor = network(waveform_BN[:, None])
+        return latents
 
 
 @dataclass
@@ -74,6 +83,7 @@ class VibeVoiceEncoder:
     acoustic_dim: int = 6
     semantic_dim: int = 10
     fingerprint: str = "vibevoice"
+    arithmetic: str = "float32"
 
     def __post_init__(self) -> None:
         from transformers import VibeVoiceAcousticTokenizerEncoderConfig, VibeVoiceAcousticTokenizerEncoderModel
@@ -96,9 +106,12 @@ class VibeVoiceEncoder:
             torch.manual_seed(0)
             self.acoustic, self.semantic = network(self.acoustic_dim), network(self.semantic_dim)
 
-    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
-        acoustic = encode_in_chunks(self.acoustic, waveform_BN, self.chunk_samples)
-        return acoustic, encode_in_chunks(self.semantic, waveform_BN, self.chunk_samples) if semantic else None
+    def encode(self, part: Part, waveform_BN: Tensor) -> Tensor:
+        network = self.acoustic if part is Part.ACOUSTIC else self.semantic
+        return encode_in_chunks(network, waveform_BN, self.chunk_samples)
+
+
+AnyEncoder = SmallEncoder | VibeVoiceEncoder
 
 
 def noise(num_samples: int, seed: int) -> NDArray[np.float32]:
@@ -119,7 +132,7 @@ def targets(count: int, first: int = 0) -> list[Segment]:
     ]
 
 
-def open_store(folder: Path, encoder: SpeechEncoder) -> LatentStore:
+def open_store(folder: Path, encoder: AnyEncoder) -> LatentStore:
     return LatentStore(folder, encoder.fingerprint, encoder.acoustic_dim, encoder.semantic_dim)
 
 
@@ -133,8 +146,8 @@ def encode_directly(encoder: SpeechEncoder, segment: Segment) -> Latents:
         samples = normalize_rms(samples)
     waveform = torch.from_numpy(pad_to_frames(samples, encoder.hop_length))[None]
     with torch.inference_mode():
-        acoustic, semantic = encoder.encode(waveform, segment.semantic)
-    return Latents(acoustic[0].numpy(), None if semantic is None else semantic[0].numpy())
+        acoustic, semantic = (encoder.encode(part, waveform)[0].numpy() for part in Part)
+    return Latents(acoustic, semantic if segment.semantic else None)
 
 
 def check_store(store: LatentStore, segments: list[Segment], encoder: SpeechEncoder, atol: float = 1e-6) -> None:
@@ -144,7 +157,6 @@ def check_store(store: LatentStore, segments: list[Segment], encoder: SpeechEnco
         np.testing.assert_allclose(stored.acoustic_FC, direct.acoustic_FC, rtol=0, atol=atol)
         if segment.semantic:
             assert stored.semantic_FS is not None
-            assert direct.semantic_FS is not None
             np.testing.assert_allclose(stored.semantic_FS, direct.semantic_FS, rtol=0, atol=atol)
 
 
@@ -162,24 +174,19 @@ def fill_slowly(folder: Path, count: int) -> None:
     fill(open_store(folder, encoder), targets(count), encoder, refuse, batch_sec=1e-9, max_age_sec=0.0)
 
 
-def fill_as_rank(
-    folder: Path, rank: int, world_size: int, segments: Callable[[], list[Segment]], skip: bool, answer: Path
+def fill_together(
+    folder: Path, index: int, count: int, segments: Callable[[], list[Segment]], skip: bool, answer: Path
 ) -> None:
     """For a process of its own: fills with others over gloo and writes what it has seen to `answer`."""
     from torch import distributed
 
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world_size)
-
-    def gather(value: object) -> list[object]:
-        everybody: list[object] = [None] * world_size
-        distributed.all_gather_object(everybody, value)
-        return everybody
-
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=index, world_size=count)
+    processes = started_together(index, count)
     encoder = SmallEncoder()
     store = open_store(folder, encoder)
     asked = segments()
     try:
-        report = fill(store, asked, encoder, ignore if skip else refuse, ranks=Ranks(rank, world_size, gather))
+        report = fill(store, asked, encoder, ignore if skip else refuse, processes=processes)
         answer.write_text(f"{_described(report)} own {encoder.num_rows} store {len(store)}")
         check_store(store, [s for n, s in enumerate(asked) if n not in report.failed], SmallEncoder())
     except DataError as error:
@@ -221,3 +228,42 @@ def mixed_segments() -> list[Segment]:
         array_source(np.zeros(400, dtype=np.float32), "row silent"), normalize=True, cut=None, semantic=False
     )
     return [*good[:8], short, *good[8:], silent, *targets(1, first=5)]
+
+
+def wait_or_be_killed(folder: Path, index: int, answer: Path) -> None:
+    """For a process of its own: the second of two kills itself within its part; the first writes its error."""
+    from torch import distributed
+
+    from vibevoice_finetune.errors import UserError
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=index, world_size=2)
+    processes = started_together(index, 2)
+    encoder = SmallEncoder()
+    if index == 1:
+        encoder.encode = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    try:
+        fill(open_store(folder, encoder), targets(20), encoder, refuse, processes=processes)
+    except UserError as error:
+        answer.write_text(str(error))
+
+
+def fail_early(folder: Path, index: int, answer: Path) -> None:
+    """For a process of its own: the second of two fails at once; the first would work for minutes."""
+    from torch import distributed
+
+    from vibevoice_finetune.errors import UserError
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=index, world_size=2)
+    processes = started_together(index, 2)
+    encoder = SmallEncoder(delay_sec=0.05 if index == 0 else 0.0)
+    if index == 1:
+
+        def no_memory(*_: object) -> Tensor:
+            raise UserError("the second process has no memory")
+
+        encoder.encode = no_memory  # type: ignore[method-assign]
+    try:
+        fill(open_store(folder, encoder), targets(2_000), encoder, refuse, processes=processes, batch_sec=1e-9)
+    except UserError as error:
+        answer.write_text(str(error))
+    distributed.destroy_process_group()

@@ -9,16 +9,23 @@ from tests.unit.latents.speech_encoders import HOP, SmallEncoder, VibeVoiceEncod
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.latents.encode import (
     BatchLimit,
-    encode_batch,
+    SpeechEncoder,
     encode_in_chunks,
     make_batches,
+    start_batch,
     start_within_memory,
 )
 from vibevoice_finetune.latents.read_ahead import Clip
+from vibevoice_finetune.latents.shards import Floats, Part
 
 
-def clips(*frames: int, semantic: bool = True, hop: int = HOP) -> list[Clip]:
-    return [Clip(number, noise(count * hop, seed=number), semantic) for number, count in enumerate(frames)]
+def clips(*frames: int, hop: int = HOP) -> list[Clip]:
+    return [Clip(number, noise(count * hop, seed=number)) for number, count in enumerate(frames)]
+
+
+def encode_alone(encoder: SpeechEncoder, part: Part, clip: Clip) -> Floats:
+    (result,) = start_batch(encoder, part, [clip]).results()
+    return result
 
 
 def lengths(batches: Sequence[Sequence[Clip]], hop: int = HOP) -> list[list[int]]:
@@ -34,12 +41,6 @@ def test_batches_hold_similar_lengths_up_to_the_limit_padding_included() -> None
     assert lengths(batches) == [[12], [7], [4, 4], [3, 3, 2], [2, 1]]
 
 
-def test_prompts_and_targets_are_apart() -> None:
-    batches = list(make_batches(clips(3, 5) + clips(4, 2, semantic=False), BatchLimit(1_000_000)))
-    assert lengths(batches) == [[5, 3], [4, 2]]
-    assert [{clip.semantic for clip in batch} for batch in batches] == [{True}, {False}]
-
-
 def test_no_clips_make_no_batch() -> None:
     assert list(make_batches([], BatchLimit(1_000))) == []
 
@@ -47,20 +48,15 @@ def test_no_clips_make_no_batch() -> None:
 # A clip's result is its own
 
 
-@pytest.mark.parametrize("semantic", [True, False])
-def test_a_clip_in_a_batch_equals_the_clip_alone(semantic: bool) -> None:
+@pytest.mark.parametrize("part", Part)
+def test_a_clip_in_a_batch_equals_the_clip_alone(part: Part) -> None:
     encoder = VibeVoiceEncoder()
-    batch = clips(31, 30, 12, 1, semantic=semantic, hop=encoder.hop_length)
-    together = encode_batch(encoder, batch)
+    batch = clips(31, 30, 12, 1, hop=encoder.hop_length)
+    together = start_batch(encoder, part, batch).results()
     for clip, result in zip(batch, together, strict=True):
-        (alone,) = encode_batch(encoder, [clip])
-        assert len(result.acoustic_FC) == len(clip.waveform_N) // encoder.hop_length
-        np.testing.assert_allclose(result.acoustic_FC, alone.acoustic_FC, rtol=0, atol=1e-6)
-        assert np.abs(result.acoustic_FC).max() > 0.05  # the tolerance means something
-        if semantic:
-            np.testing.assert_allclose(result.semantic_FS, alone.semantic_FS, rtol=0, atol=1e-6)  # type: ignore[arg-type]
-        else:
-            assert result.semantic_FS is None
+        assert len(result) == len(clip.waveform_N) // encoder.hop_length
+        np.testing.assert_allclose(result, encode_alone(encoder, part, clip), rtol=0, atol=1e-6)
+        assert np.abs(result).max() > 0.05  # the tolerance means something
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 2, 7, 40])
@@ -90,24 +86,24 @@ def test_without_the_past_chunks_would_differ() -> None:
 class LittleMemory(SmallEncoder):
     """Runs out of memory above ten frames, padding included, as a device does."""
 
-    def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
+    def encode(self, part: Part, waveform_BN: Tensor) -> Tensor:
         if waveform_BN.numel() > 10 * HOP:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().encode(waveform_BN, semantic)
+        return super().encode(part, waveform_BN)
 
 
 def test_out_of_memory_makes_smaller_batches_with_the_same_result() -> None:
     batch = clips(4, 4, 3, 3, 2, 1)
     limit = BatchLimit(1_000_000)
-    started = start_within_memory(LittleMemory(), batch, limit)
+    started = start_within_memory(LittleMemory(), Part.ACOUSTIC, batch, limit)
     results = [latents for one in started for latents in one.results()]
     for clip, result in zip(batch, results, strict=True):
-        (alone,) = encode_batch(SmallEncoder(), [clip])
-        np.testing.assert_allclose(result.acoustic_FC, alone.acoustic_FC, rtol=0, atol=1e-6)
+        alone = encode_alone(SmallEncoder(), Part.ACOUSTIC, clip)
+        np.testing.assert_allclose(result, alone, rtol=0, atol=1e-6)
     assert limit.samples <= 12 * HOP  # 6 rows of 4 did not fit, 3 of 4 did not, so later batches are below that
     assert len(results) == 6
 
 
 def test_a_single_clip_beyond_the_memory_is_said_clearly() -> None:
     with pytest.raises(UserError, match=r"memory does not suffice.*single clip of 0\.0 s.*--use_cpu"):
-        start_within_memory(LittleMemory(), clips(11), BatchLimit(1_000_000))
+        start_within_memory(LittleMemory(), Part.ACOUSTIC, clips(11), BatchLimit(1_000_000))

@@ -22,8 +22,9 @@ from tests.unit.latents.speech_encoders import (
     VibeVoiceEncoder,
     array_source,
     check_store,
-    fill_as_rank,
+    fail_early,
     fill_slowly,
+    fill_together,
     fill_with_small_disk,
     ignore,
     mixed_segments,
@@ -31,14 +32,16 @@ from tests.unit.latents.speech_encoders import (
     open_store,
     refuse,
     targets,
+    wait_or_be_killed,
 )
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.errors import DataError, UserError
 from vibevoice_finetune.latents import fill as fill_room
 from vibevoice_finetune.latents.encode import BatchLimit, StartedBatch, start_within_memory
-from vibevoice_finetune.latents.fill import Ranks, decoding_threads, fill
-from vibevoice_finetune.latents.read_ahead import Clip, SourceWork, prepare_ahead
-from vibevoice_finetune.latents.store import CutNumber, Segment
+from vibevoice_finetune.latents.fill import decoding_threads, fill
+from vibevoice_finetune.latents.processes import Processes
+from vibevoice_finetune.latents.read_ahead import Clip, SourceWork, decode_ahead
+from vibevoice_finetune.latents.store import CutNumber, Part, Segment
 
 # The processes of these tests are forked from one that has imported everything and never computed.
 processes = get_context("forkserver")
@@ -134,7 +137,17 @@ def test_a_prompt_in_the_store_is_encoded_again_as_a_target(tmp_path: Path) -> N
     fill(store, [prompt(target.source)], encoder, refuse)
     report = fill(store, [target, prompt(target.source)], encoder, refuse)
     assert (report.encoded, report.reused, encoder.semantic_rows) == (1, 0, 1)
+    assert encoder.num_rows == 1  # its acoustic latents were there
     check_store(store, [target], encoder)
+
+
+def test_each_encoder_is_asked_for_once(tmp_path: Path) -> None:
+    """Both are large; only one is in memory, and they take turns once, however much audio there is."""
+    encoder = SmallEncoder()
+    segments = [*targets(30), *(prompt(target.source, CutNumber(0, 0)) for target in targets(30))]
+    fill(open_store(tmp_path, encoder), segments, encoder, refuse, batch_sec=40 * HOP / 24_000)
+    assert encoder.parts == [Part.ACOUSTIC, Part.SEMANTIC]
+    assert (encoder.num_rows, encoder.semantic_rows) == (60, 30)
 
 
 def test_nothing_asked_for_is_nothing_done(tmp_path: Path) -> None:
@@ -178,12 +191,12 @@ def test_batches_respect_the_limit_and_waste_little(tmp_path: Path) -> None:
 def test_the_first_windows_are_small_so_that_the_encoder_starts_early() -> None:
     clip = prompt(array_source(noise(HOP, seed=1)))
     works = [SourceWork(clip.source, "", ((number, clip),)) for number in range(40)]
-    windows = list(prepare_ahead(iter(works), HOP, first_samples=HOP, window_samples=8 * HOP, num_threads=1))
+    windows = list(decode_ahead(iter(works), HOP, first_samples=HOP, window_samples=8 * HOP, num_threads=1))
     sizes = [len(window) for window in windows]
     assert sizes[0] == 1
     # Each is at least twice as long as it had to be before, and what was finished meanwhile comes along.
     assert all(size >= least for size, least in zip(sizes[:-1], [1, 2, 4, 8, 8, 8, 8], strict=False))
-    assert sorted(prepared.work.segments[0][0] for window in windows for prepared in window) == list(range(40))
+    assert sorted(decoded.work.numbers[0] for window in windows for decoded in window) == list(range(40))
 
 
 @dataclass
@@ -202,18 +215,19 @@ def test_a_device_has_the_next_batch_before_the_last_one_is_waited_for(
 ) -> None:
     events: list[str] = []
 
-    def start(encoder: SmallEncoder, clips: list[Clip], limit: BatchLimit) -> list[StartedBatch]:
+    def start(encoder: SmallEncoder, part: Part, clips: list[Clip], limit: BatchLimit) -> list[StartedBatch]:
         number = len(encoder.shapes)
         events.append(f"started {number}")
-        return [replace(one, copied=Copied(number, events)) for one in start_within_memory(encoder, clips, limit)]
+        return [replace(one, copied=Copied(number, events)) for one in start_within_memory(encoder, part, clips, limit)]
 
     monkeypatch.setattr(fill_room, "start_within_memory", start)
     encoder = SmallEncoder()
     store = open_store(tmp_path, encoder)
-    fill(store, targets(6), encoder, refuse, batch_sec=1e-9)  # a clip a batch
+    clips = [prompt(target.source) for target in targets(6)]
+    fill(store, clips, encoder, refuse, batch_sec=1e-9)  # a clip a batch
     pairs = [f"started {n + 1} waited for {n}" for n in range(5)]
     assert " ".join(events) == " ".join(["started 0", *pairs, "waited for 5"])
-    check_store(store, targets(6), SmallEncoder())
+    check_store(store, clips, SmallEncoder())
 
 
 @pytest.mark.parametrize(("cores", "processes", "expected"), [(2, None, 2), (64, None, 8), (64, 16, 4), (4, 8, 1)])
@@ -283,12 +297,11 @@ def test_the_first_failure_may_end_it_and_what_was_done_stays(tmp_path: Path) ->
 
 def test_what_the_encoder_makes_of_a_clip_must_be_finite(tmp_path: Path) -> None:
     class Overflowing(SmallEncoder):
-        def encode(self, waveform_BN: Tensor, semantic: bool) -> tuple[Tensor, Tensor | None]:
-            acoustic, features = super().encode(waveform_BN, semantic)
-            assert features is not None
+        def encode(self, part: Part, waveform_BN: Tensor) -> Tensor:
+            latents = super().encode(part, waveform_BN)
             too_loud = waveform_BN.abs().amax(1) > 5
-            features[too_loud, 0] = torch.inf
-            return acoustic, features
+            latents[too_loud, 0] = torch.inf
+            return latents
 
     loud = Segment(array_source(noise(HOP * 5, seed=1) * 90, "row loud"), normalize=False, cut=None, semantic=True)
     encoder = Overflowing()
@@ -310,19 +323,23 @@ def test_a_flipped_bit_costs_one_entry_and_a_torn_shard_its_entries(
     for first in (0, 8, 16):
         fill(open_store(tmp_path, encoder), segments[first : first + 8], encoder, refuse)
     store = open_store(tmp_path, encoder)
-    needle = store.read(store.key(segments[3])).acoustic_FC.tobytes()
-    for path in store.shard_folder.glob("*.safetensors"):
-        content = bytearray(path.read_bytes())
-        if needle in content:
-            content[content.index(needle) + 5] ^= 1
-            path.write_bytes(content)
-            flipped = path
-    torn = next(path for path in store.shard_folder.glob("*.safetensors") if path != flipped)
+
+    def shard_with(segment: Segment) -> tuple[Path, int]:
+        """The shard with its acoustic latents, and where in it they are."""
+        needle = store.read(store.key(segment)).acoustic_FC.tobytes()
+        found = [(path, path.read_bytes().find(needle)) for path in store.shard_folder.glob("*.safetensors")]
+        return next((path, place) for path, place in found if place >= 0)
+
+    flipped, place = shard_with(segments[3])
+    torn, _ = shard_with(segments[12])
+    content = bytearray(flipped.read_bytes())
+    content[place + 5] ^= 1
+    flipped.write_bytes(content)
     os.truncate(torn, torn.stat().st_size - 1)
     encoder = SmallEncoder()
     report = fill(open_store(tmp_path, encoder), segments, encoder, refuse)
     assert (report.encoded, report.reused, report.damaged) == (9, 15, 1)
-    assert encoder.num_rows == 9
+    assert (encoder.num_rows, encoder.semantic_rows) == (9, 0)
     assert "set aside" in caplog.text
     check_store(open_store(tmp_path, encoder), segments, SmallEncoder())
     assert fill(open_store(tmp_path, encoder), segments, encoder, refuse).encoded == 0
@@ -354,11 +371,14 @@ def test_a_kill_at_any_moment_loses_only_what_was_not_yet_published(tmp_path: Pa
         store = open_store(tmp_path, SmallEncoder())
         assert len(store) >= published + 3  # nothing that was published is lost, and the next start goes on from there
         published = len(store)
-        check_store(store, [segment for segment in segments if store.key(segment) in store], SmallEncoder())
+        kept = [prompt(segment.source) for segment in segments if store.key(segment) in store]
+        check_store(store, kept, SmallEncoder())  # acoustic latents: the second pass has not begun
     assert published < len(segments)
     encoder = SmallEncoder()
     report = fill(open_store(tmp_path, encoder), segments, encoder, refuse)
-    assert (report.reused, report.encoded, encoder.num_rows) == (published, 120 - published, 120 - published)
+    # What the kills left has acoustic latents: these are kept, and all is complete once its semantic features are.
+    assert (report.reused, report.encoded) == (0, 120)
+    assert (encoder.num_rows, encoder.semantic_rows) == (120 - published, 120)
     check_store(open_store(tmp_path, encoder), segments, SmallEncoder())
 
 
@@ -374,18 +394,18 @@ def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
     check_store(store, targets(40), encoder)
 
 
-def run_ranks(folder: Path, *, skip: bool) -> list[str]:
+def run_together(folder: Path, *, skip: bool) -> list[str]:
     """Three processes fill together; what each has to say."""
-    answers = [folder / f"answer{rank}" for rank in range(3)]
-    ranks = [start(fill_as_rank, folder, rank, 3, mixed_segments, skip, answer) for rank, answer in enumerate(answers)]
-    for process in ranks:
+    answers = [folder / f"answer{index}" for index in range(3)]
+    started = [start(fill_together, folder, index, 3, mixed_segments, skip, path) for index, path in enumerate(answers)]
+    for process in started:
         process.join(60)
         assert process.exitcode == 0
     return [answer.read_text() for answer in answers]
 
 
-def test_ranks_encode_each_segment_once_and_all_know_of_all_failures(tmp_path: Path) -> None:
-    answers = run_ranks(tmp_path, skip=True)
+def test_processes_encode_each_segment_once_and_all_know_of_all_failures(tmp_path: Path) -> None:
+    answers = run_together(tmp_path, skip=True)
     # 19 segments: 16 different good ones, one of them twice, and two bad ones.
     expected = "encoded 16 reused 0 failed {8: 'too short', 17: 'silent audio'}"
     assert all(answer.startswith(expected) for answer in answers)
@@ -395,10 +415,36 @@ def test_ranks_encode_each_segment_once_and_all_know_of_all_failures(tmp_path: P
     assert max(own) < 16
 
 
-def test_the_error_of_one_rank_ends_all_with_its_message(tmp_path: Path) -> None:
-    answers = run_ranks(tmp_path, skip=False)
+def test_the_error_of_one_process_ends_all_with_its_message(tmp_path: Path) -> None:
+    answers = run_together(tmp_path, skip=False)
     assert answers[0].startswith(("row short: ", "row silent: "))
     assert len(set(answers)) == 1
+
+
+def two(target: Callable[..., None], folder: Path) -> tuple[list[int | None], list[str]]:
+    """Two processes; their exit codes, and what they had to say."""
+    answers = [folder / f"answer{index}" for index in range(2)]
+    both = [start(target, folder, index, answer) for index, answer in enumerate(answers)]
+    for process in both:
+        process.join(60)
+    return [process.exitcode for process in both], [answer.read_text() for answer in answers if answer.exists()]
+
+
+def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path) -> None:
+    codes, said = two(wait_or_be_killed, tmp_path)
+    assert codes == [0, -9]
+    assert len(said) == 1
+    assert "another of the processes that encode audio together has ended" in said[0]
+    assert len(open_store(tmp_path, SmallEncoder())) > 0  # what the other one had done is kept
+
+
+def test_a_process_that_fails_ends_the_other_before_its_part_is_done(tmp_path: Path) -> None:
+    began = time.monotonic()
+    codes, said = two(fail_early, tmp_path)
+    assert codes == [0, 0]
+    assert said == ["the second process has no memory"] * 2
+    assert time.monotonic() - began < 25  # its part alone takes 50 s
+    assert list(tmp_path.glob(".stop*")) == []
 
 
 def test_machines_that_do_not_share_the_folder_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,15 +452,16 @@ def test_machines_that_do_not_share_the_folder_are_told_so(tmp_path: Path, monke
     meeting = threading.Barrier(2)
     said: list[list[object]] = [[], []]
 
-    def fill_as(rank: int) -> str:
+    def fill_as(index: int) -> str:
         def gather(value: object) -> list[object]:
-            said[rank].append(value)
+            said[index].append(value)
             meeting.wait(30)
-            return [said[0][len(said[rank]) - 1], said[1][len(said[rank]) - 1]]
+            return [said[0][len(said[index]) - 1], said[1][len(said[index]) - 1]]
 
         encoder = SmallEncoder()
         try:
-            fill(open_store(tmp_path / str(rank), encoder), targets(20), encoder, refuse, ranks=Ranks(rank, 2, gather))
+            processes = Processes(index, 2, gather)
+            fill(open_store(tmp_path / str(index), encoder), targets(20), encoder, refuse, processes=processes)
         except UserError as error:
             return str(error)
         return "no error"
@@ -431,8 +478,10 @@ def test_a_full_disk_is_said_clearly_and_costs_nothing_that_was_complete(tmp_pat
     process = start(fill_with_small_disk, tmp_path, 200, 8_192, answer)
     process.join(60)
     assert process.exitcode == 0
-    assert "latents cannot be written: File too large" in answer.read_text()
-    assert "make room" in answer.read_text()
+    said = answer.read_text()
+    assert "cannot be written (File too large)" in said
+    assert "free some space" in said
+    assert "\n" not in said
     assert list(tmp_path.rglob("*.partial")) == []
     report = fill(open_store(tmp_path, encoder), targets(200), encoder, refuse)
     assert (report.reused, report.encoded) == (10, 190)
@@ -442,7 +491,7 @@ def test_a_full_disk_is_said_clearly_and_costs_nothing_that_was_complete(tmp_pat
 # Progress
 
 
-def test_a_log_gets_lines_and_only_from_the_first_rank(
+def test_a_log_gets_lines_and_only_from_the_first_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vibevoice_finetune.latents import progress
@@ -452,7 +501,7 @@ def test_a_log_gets_lines_and_only_from_the_first_rank(
     fill(open_store(tmp_path, encoder), targets(12), encoder, refuse, batch_sec=1e-9)
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if line.startswith("encoding latents: ")]
+    lines = [line for line in captured.err.splitlines() if line.startswith("encoding acoustic latents: ")]
     assert len(lines) >= 2
     assert " of 12, " in lines[0]
     assert " s of audio a second, about " in lines[0]

@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.unit.latents.speech_encoders import array_source, noise
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.errors import DataError, UserError
-from vibevoice_finetune.latents.store import KEY_TYPE, CutNumber, Keys, Latents, LatentStore, RandomCut, Segment
+from vibevoice_finetune.latents.shards import KEY_TYPE, write_shard
+from vibevoice_finetune.latents.store import CutNumber, Keys, Latents, LatentStore, Part, RandomCut, Segment
 
 
 def new_store(folder: Path, fingerprint: str = "encoder") -> LatentStore:
@@ -33,15 +36,19 @@ def key_array(*numbers: int) -> Keys:
     return np.array([key(number) for number in numbers], dtype=KEY_TYPE)
 
 
-def write(store: LatentStore, **entries: Latents) -> Path:
-    """One shard; entries named k1, k2 … ."""
+def write(store: LatentStore, **entries: Latents) -> dict[Part, Path]:
+    """A shard for each part; entries named k1, k2 … ."""
     before = set(store.shard_folder.glob("*"))
     with store.writer() as writer:
         for name, entry in entries.items():
             writer.add(key(int(name[1:])), entry)
     store.reload()
-    (path,) = set(store.shard_folder.glob("*")) - before
-    return path
+    return {part_of(path): path for path in set(store.shard_folder.glob("*")) - before}
+
+
+def part_of(path: Path) -> Part:
+    with safe_open(path, "numpy") as file:
+        return Part(file.metadata()["part"])
 
 
 def same(one: Latents, other: Latents) -> bool:
@@ -148,35 +155,50 @@ def test_entries_of_several_shards_are_read_as_written(tmp_path: Path) -> None:
 
 
 def test_shard_is_a_safetensors_file(tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    path = write(new_store(tmp_path), k1=latents(4, seed=1), k2=latents(2, seed=2, semantic=False))
-    with safe_open(path, "numpy") as file:
+    paths = write(new_store(tmp_path), k1=latents(4, seed=1), k2=latents(2, seed=2, semantic=False))
+    with safe_open(paths[Part.ACOUSTIC], "numpy") as file:
         assert file.metadata()["fingerprint"] == "encoder"
+        assert file.metadata()["arithmetic"] == "float32"
         np.testing.assert_array_equal(file.get_tensor("frames"), [4, 2])
-        np.testing.assert_array_equal(file.get_tensor("acoustic")[4:], latents(2, seed=2).acoustic_FC)
-        np.testing.assert_array_equal(file.get_tensor("semantic"), latents(4, seed=1).semantic_FS)
+        np.testing.assert_array_equal(file.get_tensor("latents")[4:], latents(2, seed=2).acoustic_FC)
+    with safe_open(paths[Part.SEMANTIC], "numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("latents"), latents(4, seed=1).semantic_FS)
+
+
+def test_the_arithmetic_is_recorded_and_makes_no_difference(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    entry = latents(3, seed=1)
+    with store.writer("tf32") as writer:
+        writer.add(key(1), entry)
+    store.reload()
+    write(store, k2=entry)
+    assert same(store.read(key(1)), entry)
+    assert same(store.read(key(2)), entry)
+    kinds = []
+    for path in store.shard_folder.iterdir():
+        with safe_open(path, "numpy") as file:
+            kinds.append(file.metadata()["arithmetic"])
+    assert sorted(kinds) == ["float32", "float32", "tf32", "tf32"]
 
 
 def test_an_entry_without_semantic_features_is_missing_for_a_target(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     write(store, k1=latents(4, seed=1, semantic=False))
-    assert store.holds(key(1), semantic=False)
-    assert not store.holds(key(1), semantic=True)
-    missing = store.missing(key_array(1, 1, 2), np.array([False, True, False]))
-    assert missing.tolist() == [False, True, True]
+    assert store.missing(key_array(1, 2), Part.ACOUSTIC).tolist() == [False, True]
+    assert store.missing(key_array(1, 2), Part.SEMANTIC).tolist() == [True, True]
     full = latents(4, seed=1)
-    write(store, k1=full)
+    write(store, k1=full)  # its acoustic latents a second time, as two jobs at once would
     for reader in (store, new_store(tmp_path)):  # whichever shard comes first by name
-        assert reader.holds(key(1), semantic=True)
+        assert not reader.missing(key_array(1), Part.SEMANTIC).any()
         assert same(reader.read(key(1)), full)
+        assert len(reader) == 1
 
 
 def test_an_empty_or_absent_folder_is_an_empty_store(tmp_path: Path) -> None:
     store = new_store(tmp_path / "absent")
     assert len(store) == 0
     assert key(1) not in store
-    assert store.missing(key_array(1), np.array([False])).tolist() == [True]
+    assert store.missing(key_array(1), Part.ACOUSTIC).tolist() == [True]
     assert list(store.check(key_array(1))) == []
     assert not (tmp_path / "absent").exists()
 
@@ -184,7 +206,7 @@ def test_an_empty_or_absent_folder_is_an_empty_store(tmp_path: Path) -> None:
 def test_reading_gives_arrays_that_torch_takes_and_the_file_never_feels(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     entry = latents(4, seed=1)
-    path = write(store, k1=entry)
+    path = write(store, k1=entry)[Part.ACOUSTIC]
     content = path.read_bytes()
     read = store.read(key(1))
     torch.from_numpy(read.acoustic_FC).mul_(0)  # no warning about read-only arrays, no write
@@ -222,11 +244,12 @@ def test_store_is_read_by_forked_workers_at_once(tmp_path: Path) -> None:
 
 
 def damaged_store(folder: Path, damage: Callable[[Path], None]) -> LatentStore:
-    """Two shards, k1 k2 k3 and k4; `damage` is done to the first."""
+    """Two shards of each part, k1 k2 k3 and k4; `damage` is done to both of the first."""
     store = new_store(folder)
     first = write(store, k1=latents(4, seed=1), k2=latents(5, seed=2), k3=latents(3, seed=3, semantic=False))
     write(store, k4=latents(2, seed=4))
-    damage(first)
+    for path in first.values():
+        damage(path)
     return new_store(folder)
 
 
@@ -235,14 +258,20 @@ def test_a_flipped_bit_is_found_and_only_its_entry_is_lost(
     tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     needle = getattr(latents(5, seed=2), part).tobytes()
-    store = damaged_store(tmp_path, lambda path: flip(path, needle))
+
+    def damage(path: Path) -> None:
+        if needle in path.read_bytes():
+            flip(path, needle)
+
+    store = damaged_store(tmp_path, damage)
     with pytest.raises(DataError, match=r"damaged.*start the same command again"):
         store.read(key(2))
     assert sum(damaged for _, damaged in store.check(key_array(1, 3, 4))) == 0  # what is not needed is not looked at
     assert sum(damaged for _, damaged in store.check(key_array(1, 2, 3, 4))) == 1
-    assert "1 of 3 entries are damaged" in caplog.text
+    assert f"1 of {3 if part == 'acoustic_FC' else 2} entries are damaged" in caplog.text
     store.reload()
-    assert key(2) not in store
+    damaged = Part.ACOUSTIC if part == "acoustic_FC" else Part.SEMANTIC
+    assert store.missing(key_array(1, 2), damaged).tolist() == [False, True]
     for number, semantic in ((1, True), (3, False)):
         assert same(store.read(key(number)), latents([0, 4, 0, 3][number], seed=number, semantic=semantic))
     assert len(list(store.shard_folder.glob("*.bad"))) == 1
@@ -252,18 +281,24 @@ def test_a_flipped_bit_is_found_and_only_its_entry_is_lost(
 def test_every_single_bit_flip_is_found_or_changes_nothing(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     entries = {1: latents(2, seed=1), 2: latents(1, seed=2, semantic=False)}
-    path = write(store, **{f"k{number}": entry for number, entry in entries.items()})
-    good = path.read_bytes()
+    paths = write(store, **{f"k{number}": entry for number, entry in entries.items()})
     rng = np.random.default_rng(0)
-    for place in range(len(good)):
-        path.write_bytes(good[:place] + bytes([good[place] ^ (1 << rng.integers(8))]) + good[place + 1 :])
-        store = new_store(tmp_path)
-        for number, entry in entries.items():
-            if key(number) in store:
+    for path in paths.values():
+        good = path.read_bytes()
+        for place in range(len(good)):
+            path.write_bytes(good[:place] + bytes([good[place] ^ (1 << rng.integers(8))]) + good[place + 1 :])
+            store = new_store(tmp_path)
+            for number, entry in entries.items():
+                if key(number) not in store:
+                    continue
                 try:
-                    assert same(store.read(key(number)), entry), f"byte {place}"
+                    read = store.read(key(number))
                 except DataError:
                     continue
+                assert np.array_equal(read.acoustic_FC, entry.acoustic_FC), f"byte {place}"
+                if read.semantic_FS is not None:
+                    assert np.array_equal(read.semantic_FS, entry.semantic_FS), f"byte {place}"  # type: ignore[arg-type]
+        path.write_bytes(good)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
@@ -274,7 +309,7 @@ def test_a_truncated_shard_is_set_aside_and_the_others_are_used(
     assert [key(n) in store for n in (1, 2, 3, 4)] == [False, False, False, True]
     assert "damaged, not used" in caplog.text
     store.clean()
-    assert len(list(store.shard_folder.glob("*.bad"))) == 1
+    assert len(list(store.shard_folder.glob("*.bad"))) == 2
     caplog.clear()
     assert key(4) in new_store(tmp_path)
     assert caplog.text == ""
@@ -300,7 +335,7 @@ def test_a_file_that_is_no_shard_does_no_harm(tmp_path: Path, content: bytes) ->
 
 def test_a_shard_of_another_encoder_is_neither_used_nor_set_aside(tmp_path: Path) -> None:
     other = new_store(tmp_path, "other")
-    path = write(other, k1=latents(4, seed=1))
+    path = write(other, k1=latents(4, seed=1))[Part.ACOUSTIC]
     store = new_store(tmp_path)
     store.shard_folder.mkdir()
     (store.shard_folder / path.name).write_bytes(path.read_bytes())
@@ -310,13 +345,59 @@ def test_a_shard_of_another_encoder_is_neither_used_nor_set_aside(tmp_path: Path
     assert (store.shard_folder / path.name).exists()
 
 
-def test_a_shard_that_vanishes_is_forgotten_at_reload_and_readable_before(tmp_path: Path) -> None:
+def test_a_shard_that_vanishes_is_forgotten(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    entry = latents(4, seed=1)
-    write(store, k1=entry).unlink()
-    assert same(store.read(key(1)), entry)
-    store.reload()
+    write(store, k1=latents(4, seed=1))[Part.ACOUSTIC].unlink()
+    assert key(1) in store  # the folder has not been looked at
+    with pytest.raises(KeyError):
+        store.read(key(1))
     assert key(1) not in store
+
+
+@pytest.mark.parametrize("how", ["cut to nothing", "cut", "zeroed"])
+def test_a_shard_damaged_while_the_store_is_open_is_one_clear_error(tmp_path: Path, how: str) -> None:
+    """With a mapped file, the first two end the process (SIGBUS), the last reads as latents of zeros."""
+    store = new_store(tmp_path)
+    path = write(store, k1=latents(4, seed=1), k2=latents(2_001, seed=2))[Part.ACOUSTIC]
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if how == "zeroed":
+            file.write(b"\0" * size)
+        else:
+            file.truncate(0 if how == "cut to nothing" else size - 100)
+    assert store.num_frames(key(2)) == 2_001  # the index is in memory
+    with pytest.raises(DataError, match=r"do not match their checksum.*start the same command again"):
+        store.read(key(2))
+    assert sum(damaged for _, damaged in store.check(key_array(1, 2))) >= 1
+    store.reload()
+    assert key(2) not in store
+
+
+def test_a_shard_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    path = write(store, k1=latents(4, seed=1))[Part.ACOUSTIC]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
+        store.read(key(1))
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\).*--latents_dir"):
+        new_store(tmp_path)
+
+
+def test_shards_by_the_hundred_are_read_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    entries = {n: latents(1, seed=n, semantic=False) for n in range(500)}
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a power failure does not matter here
+    for number, entry in entries.items():
+        write_shard(store.shard_folder, store.kind, Part.ACOUSTIC, "float32", [(key(number), entry.acoustic_FC)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
+    try:
+        store = new_store(tmp_path)
+        assert len(store) == 500
+        assert all(same(store.read(key(n)), entry) for n, entry in entries.items())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # Writing
@@ -325,11 +406,11 @@ def test_a_shard_that_vanishes_is_forgotten_at_reload_and_readable_before(tmp_pa
 def test_nothing_is_published_before_its_time_and_all_at_the_end(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     with store.writer(max_frames=8, max_age_sec=1_000) as writer:
-        writer.add(key(1), latents(7, seed=1))
+        writer.add(key(1), latents(7, seed=1, semantic=False))
         assert list(tmp_path.rglob("*.safetensors")) == []
-        writer.add(key(2), latents(1, seed=2))
+        writer.add(key(2), latents(1, seed=2, semantic=False))
         assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-        writer.add(key(3), latents(1, seed=3))
+        writer.add(key(3), latents(1, seed=3, semantic=False))
     store.reload()
     assert len(store) == 3
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
@@ -338,9 +419,9 @@ def test_nothing_is_published_before_its_time_and_all_at_the_end(tmp_path: Path)
 def test_an_entry_is_held_no_longer_than_the_age(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     with store.writer(max_age_sec=0.05) as writer:
-        writer.add(key(1), latents(1, seed=1))
+        writer.add(key(1), latents(1, seed=1, semantic=False))
         time.sleep(0.06)
-        writer.add(key(2), latents(1, seed=2))
+        writer.add(key(2), latents(1, seed=2, semantic=False))
         assert len(list(tmp_path.rglob("*.safetensors"))) == 1
 
 
@@ -361,14 +442,14 @@ def test_an_interrupt_publishes_what_is_held(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_said_clearly(tmp_path: Path) -> None:
     (tmp_path / "encoder").write_text("a file where the folder should be")
     store = new_store(tmp_path)
-    with pytest.raises(UserError, match=r"latents cannot be written.*--latents_dir"), store.writer() as writer:
+    with pytest.raises(UserError, match=r"cannot be written.*--latents_dir"), store.writer() as writer:
         writer.add(key(1), latents(4, seed=1))
 
 
 def test_leftovers_of_killed_writers_go_once_they_are_old(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     write(store, k1=latents(4, seed=1))
-    old, fresh = (store.shard_folder / f"{name}.safetensors.1.partial" for name in ("old", "fresh"))
+    old, fresh = (store.shard_folder / f".{name}.safetensors.host-1-abc.partial" for name in ("old", "fresh"))
     for path in (old, fresh):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7_200,) * 2)
