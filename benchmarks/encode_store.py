@@ -69,7 +69,7 @@ def parse_flags() -> argparse.Namespace:
 
 def encoders_alone(flags: argparse.Namespace, device: torch.device, speech_N: Floats) -> record.Json:
     """Throughput and error of each arithmetic, over batches as `fill` makes them."""
-    rows = max(1, int(BATCH_SEC[device.type] / flags.clip_sec))
+    rows = max(1, int(BATCH_SEC / flags.clip_sec))
     clip = int(flags.clip_sec * SAMPLING_RATE_HZ) // 3200 * 3200
     whole = min(rows * clip, len(speech_N) // clip * clip)
     batch_BN = torch.from_numpy(speech_N[:whole].reshape(-1, clip))
@@ -132,7 +132,7 @@ def whole_way(flags: argparse.Namespace, device: torch.device, speech_N: Floats)
             for path in write_clips(folder / "clips", speech_N, flags.clip_sec)
         ]
         store = LatentStore(folder / "store", encoders.fingerprint, encoders.acoustic_dim, encoders.semantic_dim)
-        report = fill(store, segments, encoders, refuse, batch_sec=BATCH_SEC[device.type])
+        report = fill(store, segments, encoders, refuse)
         again = fill(store, segments, encoders, refuse)
     assert report.encoded == len(segments)
     assert again.encoded == 0

@@ -17,6 +17,7 @@ import vibevoice_finetune
 from vibevoice_finetune.adapters.attach import trainable_parameters
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.commands.table import main
+from vibevoice_finetune.files.headers import read_header
 from vibevoice_finetune.latents.arithmetic import Arithmetic
 from vibevoice_finetune.training import load_data, run
 from vibevoice_finetune.training.load_data import load_data as load_all
@@ -393,39 +394,31 @@ def test_a_changed_run_is_refused_and_changes_nothing(line, tmp_path, capsys):
     assert (tmp_path / "out" / "arguments.yaml").read_text() == before
 
 
-def latents_of(folder):
-    """Which latents a folder holds: the arithmetic of each that has shards."""
-    return sorted({path.parent.name.rpartition("-")[2] for path in folder.glob("*/*.safetensors")})
+def arithmetic_of(folder):
+    """What the shards of a store say they were computed in."""
+    return {read_header(path).metadata["arithmetic"] for path in folder.glob("*/*.safetensors")}
 
 
-def test_latents_of_another_device_are_used_and_said(few, tiny_checkpoint, tmp_path, capsys, caplog, monkeypatch):
-    """A store filled on a GPU serves a CPU and the other way round; of both kinds, the exact one is taken."""
+def test_latents_of_another_device_are_used(few, tiny_checkpoint, tmp_path, capsys, caplog, monkeypatch):
+    """A store filled on a GPU serves a CPU and the other way round; what each computed in is recorded."""
 
-    def encode(fastest, store="store"):
+    def encode(fastest, rows):
         monkeypatch.setattr(load_data, "fastest", lambda _: fastest)
-        words = f"--model_name_or_path {tiny_checkpoint} --train_jsonl {few / 'train.jsonl'} --latents_dir"
+        words = f"--model_name_or_path {tiny_checkpoint} --train_jsonl {rows} --latents_dir"
         caplog.clear()
-        assert main(["encode", *shlex.split(words), str(tmp_path / store)]) == 0
+        assert main(["encode", *shlex.split(words), str(tmp_path / "store")]) == 0
         return capsys.readouterr().err + caplog.text
 
     gpu, cpu = Arithmetic.TF32, Arithmetic.FLOAT32
-    assert "are used" not in encode(gpu)
-    assert latents_of(tmp_path / "store") == ["tf32"]
-    said = encode(cpu)
-    assert "0 segments encoded" in said
-    assert "holds latents in tf32, which are used; by itself this device would encode in float32" in said
-    assert latents_of(tmp_path / "store") == ["tf32"]
-
-    assert "are used" not in encode(cpu, "other")
-    assert latents_of(tmp_path / "other") == ["float32"]
-    said = encode(gpu, "other")
-    assert "0 segments encoded" in said
-    assert "holds latents in float32, which are used" in said
-
-    for shards in (tmp_path / "other").glob("*-float32"):
-        shards.rename(tmp_path / "store" / shards.name)
-    assert "holds latents in float32, which are used" in encode(gpu)
-    assert latents_of(tmp_path / "store") == ["float32", "tf32"]
+    first = few / "first.jsonl"
+    first.write_text((few / "train.jsonl").read_text().splitlines()[0] + "\n")
+    assert " 0 segments encoded" not in encode(gpu, first)
+    assert arithmetic_of(tmp_path / "store") == {"tf32"}
+    assert "latents: 0 segments encoded" in encode(cpu, first)
+    assert arithmetic_of(tmp_path / "store") == {"tf32"}
+    encode(cpu, few / "train.jsonl")
+    assert arithmetic_of(tmp_path / "store") == {"tf32", "float32"}
+    assert "latents: 0 segments encoded" in encode(gpu, few / "train.jsonl")
 
 
 def test_bf16_without_instructions_for_it_is_warned_of_in_one_line(line, capsys, monkeypatch):

@@ -11,6 +11,7 @@ latents and adapters know the weights that they belong to.
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ from vibevoice_finetune.latents.encode import encode_in_chunks
 from vibevoice_finetune.latents.shards import Part
 
 ENCODED_AT_ONCE_FRAMES = 150  # 20 s of a row; at full size 0.7 GB of memory in float32, however long the row is
+ENCODED_AT_ONCE_BYTES = 750_000_000  # on a processor, for all rows together: again 20 s at full size
+_BYTES_PER_SAMPLE_AND_FILTER = 48  # 36 MB per second of audio with the 32 filters of full size (measured)
 _FINGERPRINT_LENGTH = 32  # hex digits, 128 bits
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -236,8 +239,16 @@ class SpeechEncoders:
         if self._device.type == "cuda":
             waveform_BN = waveform_BN.pin_memory()  # from here the copy runs while this thread goes on
         input_BN = waveform_BN.to(device=self._device, dtype=self._dtype, non_blocking=True)
+        chunk_samples = ENCODED_AT_ONCE_FRAMES * self.hop_length
+        groups = 1
+        if self._device.type != "cuda":  # a processor is as fast with a clip as with many
+            row_bytes = (
+                min(input_BN.shape[1], chunk_samples) * network.config.num_filters * _BYTES_PER_SAMPLE_AND_FILTER
+            )
+            groups = math.ceil(len(input_BN) / max(1, ENCODED_AT_ONCE_BYTES // row_bytes))
         with computing_in(self.arithmetic):
-            return encode_in_chunks(network, input_BN, ENCODED_AT_ONCE_FRAMES * self.hop_length).float()
+            latents = [encode_in_chunks(network, rows_BN, chunk_samples) for rows_BN in input_BN.tensor_split(groups)]
+            return torch.cat(latents).float()
 
     def network(self, part: Part) -> VibeVoiceAcousticTokenizerEncoderModel:
         """The module of one encoder; the other one is let go."""

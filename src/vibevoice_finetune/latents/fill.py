@@ -31,9 +31,9 @@ from vibevoice_finetune.latents.store import LatentStore
 
 __all__ = ["FillReport", "Processes", "fill"]
 
-BATCH_SEC = {"cpu": 20.0, "cuda": 60.0}
-"""Audio in one batch, padding included, by kind of device. At full size an encoder takes 36 MB per second of it in
-float32 (measured). A processor is as fast with a clip as with many; a GPU would idle, and has the memory."""
+BATCH_SEC = 60.0
+"""Audio in one batch, padding included. At full size an encoder takes 36 MB per second of it in float32 (measured); on
+a processor it takes a batch in pieces (`base_model/load.py`)."""
 
 BATCHES_PER_WINDOW = 8
 """Clips are sorted by length within a window of so many batches, so that few samples are padding."""
@@ -95,7 +95,7 @@ def fill(
     on_failure: Callable[[DataError, str], None],
     *,
     processes: Processes | None = None,
-    batch_sec: float = BATCH_SEC["cpu"],
+    batch_sec: float = BATCH_SEC,
     num_threads: int | None = None,
     max_age_sec: float = 60.0,
 ) -> FillReport:

@@ -19,6 +19,7 @@ from transformers import VibeVoiceConfig
 
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import part_configs
+from vibevoice_finetune.base_model.load import ENCODED_AT_ONCE_BYTES
 from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.latents.fill import BATCH_SEC
 from vibevoice_finetune.objective.losses import LOGITS_CHUNK
@@ -306,8 +307,8 @@ def backward_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
 
 def encoding_bytes(size: ModelSize, device: str) -> float:
     """A speech encoder in float32 with a batch in it, before training; the two are loaded one after the other."""
-    batch_sec = BATCH_SEC.get(device, BATCH_SEC["cpu"])
-    return FLOAT32 * size.largest_encoder + ENCODING_BYTES_PER_SEC * batch_sec
+    at_once = ENCODING_BYTES_PER_SEC * BATCH_SEC if device == "cuda" else ENCODED_AT_ONCE_BYTES
+    return FLOAT32 * size.largest_encoder + at_once
 
 
 def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:

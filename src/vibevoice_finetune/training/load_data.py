@@ -32,7 +32,7 @@ from vibevoice_finetune.data.splits import read_splits
 from vibevoice_finetune.data.voice_prompts import PlannedRow, RowRequest, make_requests, plan_rows
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.latents.arithmetic import fastest
-from vibevoice_finetune.latents.fill import BATCH_SEC, FillReport, fill
+from vibevoice_finetune.latents.fill import FillReport, fill
 from vibevoice_finetune.latents.processes import started_together
 from vibevoice_finetune.latents.store import LatentStore, Segment
 
@@ -158,7 +158,6 @@ def _fill(
         encoders,
         _raise_unless_skipping(bad_rows),
         processes=started_together(loop.process_index, loop.world_size) if loop.world_size > 1 else None,
-        batch_sec=BATCH_SEC.get(loop.device.type, BATCH_SEC["cpu"]),
     )
     failures = {id(owned[number][0]): failure for number, failure in report.failed.items()}
     for failure in failures.values():

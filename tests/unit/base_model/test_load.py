@@ -253,6 +253,9 @@ def test_encoders_alone(tied: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(checkpoint_room, "ENCODED_AT_ONCE_FRAMES", 2)
     for part, whole in ((Part.ACOUSTIC, acoustic_BFC), (Part.SEMANTIC, semantic_BFS)):
         torch.testing.assert_close(encoders.encode(part, waveform_BN), whole)
+    # So do many rows, in groups.
+    monkeypatch.setattr(checkpoint_room, "ENCODED_AT_ONCE_BYTES", 1)
+    torch.testing.assert_close(encoders.encode(Part.ACOUSTIC, waveform_BN), acoustic_BFC)
     with pytest.raises(AssertionError, match="whole frames"):
         encoders.encode(Part.ACOUSTIC, waveform_BN[:, 1:])
 
