@@ -13,8 +13,9 @@ if the digest is still the same was the audio that was decoded the audio that th
 Shapes: N samples, a multiple of the encoder's hop.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,10 +125,11 @@ def decode_ahead(
     The first window has `first_samples`, so that the encoder starts early, and each has twice as many as the one before
     until they are full. While a window is worked on, about one more is decoded. How many sources make a window is
     judged by the mean of those seen so far, so memory stays at about two windows plus the longest source per thread,
-    whatever the lengths.
+    whatever the lengths. Sources are taken in their order, not as they are finished, so that batches, and with them
+    the last bits of the latents, do not depend on the load of the machine.
     """
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-    pending: set[Future[DecodedSource]] = set()
+    pending: deque[Future[DecodedSource]] = deque()
     window: list[DecodedSource] = []
     window_total, all_total, num_decoded = 0, 0, 0
     enough = min(first_samples, window_samples)
@@ -137,19 +139,17 @@ def decode_ahead(
             if all_total:
                 ahead = max(ahead, window_samples * num_decoded // all_total)
             while len(pending) < ahead and (work := next(works, None)) is not None:
-                pending.add(pool.submit(decode_source, work, hop_length))
+                pending.append(pool.submit(decode_source, work, hop_length))
             if window_total >= enough or (window and not pending):
                 yield window
                 window, window_total = [], 0
                 enough = min(2 * enough, window_samples)
             if not pending:
                 return
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                decoded = future.result()
-                window.append(decoded)
-                window_total += decoded.num_samples
-                all_total += decoded.num_samples
-                num_decoded += 1
+            decoded = pending.popleft().result()
+            window.append(decoded)
+            window_total += decoded.num_samples
+            all_total += decoded.num_samples
+            num_decoded += 1
     finally:
         pool.shutdown(cancel_futures=True)

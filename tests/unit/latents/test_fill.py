@@ -191,12 +191,11 @@ def test_batches_respect_the_limit_and_waste_little(tmp_path: Path) -> None:
 def test_the_first_windows_are_small_so_that_the_encoder_starts_early() -> None:
     clip = prompt(array_source(noise(HOP, seed=1)))
     works = [SourceWork(clip.source, "", ((number, clip),)) for number in range(40)]
-    windows = list(decode_ahead(iter(works), HOP, first_samples=HOP, window_samples=8 * HOP, num_threads=1))
+    windows = list(decode_ahead(iter(works), HOP, first_samples=HOP, window_samples=8 * HOP, num_threads=3))
     sizes = [len(window) for window in windows]
-    assert sizes[0] == 1
-    # Each is at least twice as long as it had to be before, and what was finished meanwhile comes along.
-    assert all(size >= least for size, least in zip(sizes[:-1], [1, 2, 4, 8, 8, 8, 8], strict=False))
-    assert sorted(decoded.work.numbers[0] for window in windows for decoded in window) == list(range(40))
+    assert sizes == [1, 2, 4, 8, 8, 8, 8, 1]
+    # In order, whatever is finished first: batches, and the last bits of latents, are the same in every run.
+    assert [decoded.work.numbers[0] for window in windows for decoded in window] == list(range(40))
 
 
 @dataclass
