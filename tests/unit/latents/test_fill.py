@@ -34,13 +34,16 @@ from tests.unit.latents.speech_encoders import (
     targets,
     wait_or_be_killed,
 )
-from vibevoice_finetune.audio.source import AudioSource
+from vibevoice_finetune.audio.source import AudioSource, load_audio
 from vibevoice_finetune.errors import DataError, UserError
+from vibevoice_finetune.files.atomic import WriteError
+from vibevoice_finetune.latents import digests, hashing, merge, read_ahead
 from vibevoice_finetune.latents import fill as fill_room
 from vibevoice_finetune.latents.encode import BatchLimit, StartedBatch, start_within_memory
 from vibevoice_finetune.latents.fill import decoding_threads, fill
 from vibevoice_finetune.latents.processes import Processes
 from vibevoice_finetune.latents.read_ahead import Clip, SourceWork, decode_ahead
+from vibevoice_finetune.latents.shards import read_shard
 from vibevoice_finetune.latents.store import CutNumber, Part, Segment
 
 # The processes of these tests are forked from one that has imported everything and never computed.
@@ -344,6 +347,123 @@ def test_a_flipped_bit_costs_one_entry_and_a_torn_shard_its_entries(
     assert fill(open_store(tmp_path, encoder), segments, encoder, refuse).encoded == 0
 
 
+# Audio that changes
+
+
+def write_wav(path: Path, seed: int) -> AudioSource:
+    """A clip of 8 frames; all have the same size."""
+    soundfile.write(path, noise(HOP * 8, seed), 24_000, subtype="PCM_16")
+    return AudioSource(path=path, data=None, array=None, sampling_rate_hz=None, where=f"row {path.name}")
+
+
+def replacing(monkeypatch: pytest.MonkeyPatch, replace_it: Callable[[AudioSource], None]) -> None:
+    """Something is done to the file just before it is decoded: after it was hashed."""
+
+    def load(source: AudioSource) -> object:
+        replace_it(source)
+        return load_audio(source)
+
+    monkeypatch.setattr(read_ahead, "load_audio", load)
+
+
+def test_audio_replaced_between_hashing_and_decoding_is_stored_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, store = SmallEncoder(), open_store(tmp_path / "store", SmallEncoder())
+    sources = [write_wav(tmp_path / f"{n}.wav", seed=n) for n in range(6)]
+    segments = [Segment(source, normalize=True, cut=None, semantic=True) for source in sources]
+    segments += [prompt(source, CutNumber(0, 0)) for source in sources]
+    replaced: set[Path] = set()
+
+    def once(source: AudioSource) -> None:
+        assert source.path is not None
+        if source.path not in replaced and source.path.name != "3.wav":
+            replaced.add(source.path)
+            write_wav(source.path, seed=100 + int(source.path.stem))
+
+    replacing(monkeypatch, once)
+    report = fill(store, segments, encoder, refuse)
+    assert (report.failed, len(replaced)) == ({}, 5)
+    assert report.keys.tolist() == [store.key(segment).encode() for segment in segments]
+    check_store(store, segments, SmallEncoder())  # against the files as they are now
+    again = open_store(tmp_path / "store", SmallEncoder())
+    first = [write_wav(tmp_path / f"{n}.wav", seed=n) for n in range(6)]
+    before = [Segment(source, normalize=True, cut=None, semantic=True) for source in first]
+    found = [segment for segment in before if again.key(segment) in again]
+    check_store(again, found, SmallEncoder())  # nothing stands under the digest of what was there first
+    assert len(found) == 1
+
+
+def test_audio_that_keeps_changing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, store = SmallEncoder(), open_store(tmp_path / "store", SmallEncoder())
+    seeds = iter(range(100, 200))
+    source = write_wav(tmp_path / "clip.wav", seed=0)
+    replacing(monkeypatch, lambda one: one.path and write_wav(one.path, next(seeds)) and None)
+    report = fill(store, [Segment(source, normalize=True, cut=None, semantic=True)], encoder, ignore)
+    assert {number: error.reason for number, error in report.failed.items()} == {0: "changing audio"}
+    assert "row clip.wav" in str(report.failed[0])
+    assert len(store) == 0
+
+
+def test_audio_removed_between_hashing_and_decoding_is_a_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_wav(tmp_path / "clip.wav", seed=0)
+    replacing(monkeypatch, lambda one: one.path.unlink(missing_ok=True) if one.path else None)
+    encoder = SmallEncoder()
+    report = fill(open_store(tmp_path / "store", encoder), [prompt(source)], encoder, ignore)
+    assert [error.reason for error in report.failed.values()] == ["missing file"]
+
+
+# Small shards
+
+
+def num_shards(folder: Path) -> int:
+    return len(list(folder.glob("small/*.safetensors")))
+
+
+def test_many_small_shards_are_merged_when_a_filling_ends(tmp_path: Path) -> None:
+    reader = open_store(tmp_path, SmallEncoder())
+    for first in range(0, 24, 2):  # 12 fillings
+        fill(open_store(tmp_path, SmallEncoder()), targets(2, first), SmallEncoder(), refuse)
+        if first == 2:
+            reader.reload()
+    assert num_shards(tmp_path) == 24
+    fill(open_store(tmp_path, SmallEncoder()), targets(10, 24), SmallEncoder(), refuse, batch_sec=1e-9, max_age_sec=0.0)
+    assert num_shards(tmp_path) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # no lock stays
+    check_store(open_store(tmp_path, SmallEncoder()), targets(34), SmallEncoder())
+    check_store(reader, targets(4), SmallEncoder())  # its shards are gone, their entries are not
+
+
+def test_a_kill_while_shards_are_merged_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "FULL_SHARD_FRAMES", 200)  # so that what is merged counts as large
+    fill_pieces = {"batch_sec": 1e-9, "max_age_sec": 0.0}
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", killed_at_shards)
+        with pytest.raises(KeyboardInterrupt):
+            fill(open_store(tmp_path, SmallEncoder()), targets(20), SmallEncoder(), refuse, **fill_pieces)  # type: ignore[arg-type]
+    assert num_shards(tmp_path) > 40
+    encoder = SmallEncoder()
+    report = fill(open_store(tmp_path, encoder), targets(21), encoder, refuse)
+    assert (report.encoded, report.reused) == (1, 20)
+    check_store(open_store(tmp_path, encoder), targets(21), SmallEncoder())
+    kind = open_store(tmp_path, encoder).kind
+    shards = [read_shard(path, kind) for path in (tmp_path / "small").glob("*.safetensors")]
+    assert sum(len(shard) for shard in shards) < 2 * 21 + 10
+
+
+unlink = Path.unlink
+
+
+def killed_at_shards(path: Path, missing_ok: bool = False) -> None:
+    if path.suffix == ".safetensors":
+        raise KeyboardInterrupt
+    unlink(path, missing_ok)
+
+
 # Kills, several processes, full disks
 
 
@@ -485,6 +605,34 @@ def test_a_full_disk_is_said_clearly_and_costs_nothing_that_was_complete(tmp_pat
     report = fill(open_store(tmp_path, encoder), targets(200), encoder, refuse)
     assert (report.reused, report.encoded) == (10, 190)
     check_store(open_store(tmp_path, encoder), targets(200), SmallEncoder())
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+    encoder = SmallEncoder()
+    hashed: list[AudioSource] = []
+    monkeypatch.setattr(AudioSource, "digest", hashed.append)
+    with pytest.raises(UserError, match=r"store.*cannot be written.*choose another place with --latents_dir") as caught:
+        fill(open_store(tmp_path / "store", encoder), targets(3), encoder, refuse)
+    assert "\n" not in str(caught.value)
+    assert (hashed, encoder.shapes) == ([], [])
+
+
+def test_a_full_store_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = SmallEncoder()
+    fill(open_store(tmp_path, encoder), targets(5), encoder, refuse)
+
+    def refused(path: Path, *_: object) -> None:
+        raise WriteError(f"{path}: cannot be written (Permission denied)")
+
+    for room in (fill_room, hashing):
+        monkeypatch.setattr(room, "check_writable", refused)
+    monkeypatch.setattr(digests, "write_file", refused)
+    assert fill(open_store(tmp_path, encoder), targets(5), encoder, refuse).reused == 5
+    with pytest.raises(UserError, match="Permission denied"):
+        fill(open_store(tmp_path, encoder), targets(6), encoder, refuse)
 
 
 # Progress
