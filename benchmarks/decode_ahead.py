@@ -136,7 +136,7 @@ def operations_beside(job: Callable[[], object]) -> tuple[int, float]:
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
-    """Threads, as `prepare_ahead` has them."""
+    """Threads, as `decode_ahead` has them."""
     with ThreadPoolExecutor(count) as pool:
         yield pool
 

@@ -69,6 +69,14 @@ class DigestCache:
             self._in_memory[source] = digest
         return digest
 
+    def current(self, source: AudioSource) -> str:
+        """The digest of a source as it is now; a file that has not changed since it was hashed is not read again.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return self.digest(source) if source.path is None else self._digest_file(source, source.path)
+
     def remember(self, source: AudioSource, digest: str) -> None:
         """Take over the digest of a source that another process has computed."""
         self._in_memory[source] = digest
