@@ -31,10 +31,12 @@ import torch
 from benchmarks import record
 from vibevoice_finetune.audio.decode import Floats
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio, parse_audio
-from vibevoice_finetune.latents.read_ahead import SourceWork, decode_source
+from vibevoice_finetune.latents.digests import DigestCache
+from vibevoice_finetune.latents.read_ahead import DecodedSource, SourceWork, decode_source
 from vibevoice_finetune.latents.store import Segment
 
 HOP = 3_200
+DIGESTS = DigestCache(Path("none"))
 AIM = 500.0
 """Times real time that one GPU is to encode at."""
 
@@ -96,7 +98,7 @@ def measure(form: Format, clips: list[SourceWork], clip_sec: float, workers: int
             found[f"threads_{count}"] = rate(pool)
         with processes(count) as pool:
             found[f"processes_{count}"] = rate(pool)
-    alone = timed(lambda: [decode_source(work, HOP) for work in clips])
+    alone = timed(lambda: [decode(work) for work in clips])
     found["one_core"] = round(audio_sec / alone, 0)
     found["cores_for_aim"] = round(AIM * alone / audio_sec, 2)
     found["operations_alone"] = operations_beside(lambda: time.sleep(1.0))[0]
@@ -154,9 +156,14 @@ def warm_up(_: int) -> None:
     time.sleep(0.2)
 
 
+def decode(work: SourceWork) -> DecodedSource:
+    """Decode a clip, as `decode_ahead` does."""
+    return decode_source(work, HOP, DIGESTS)
+
+
 def work_off(pool: Executor, clips: Sequence[SourceWork]) -> None:
     """Decode all clips; what comes back is looked at, so that it has arrived."""
-    for future in [pool.submit(decode_source, work, HOP) for work in clips]:
+    for future in [pool.submit(decode, work) for work in clips]:
         assert future.result().clips[0].waveform_N[-1] == future.result().clips[0].waveform_N[-1]
 
 
@@ -182,7 +189,7 @@ def write_clips(folder: Path, form: Format, speech_N: Floats, clip_sec: float) -
         channels_NC = np.repeat(samples_N[:, None], form.channels, axis=1)
         soundfile.write(path, channels_NC, form.rate_hz, format=container, subtype=form.subtype)
         segment = Segment(parse_audio(path, None, path.name), normalize=True, cut=None, semantic=True)
-        works.append(SourceWork(segment.source, "", ((number, segment),)))
+        works.append(SourceWork(segment.source, segment.source.digest(), ((number, segment),)))
     return works
 
 

@@ -229,6 +229,7 @@ class _Filling:
         windows = decode_ahead(
             works,
             self.encoder.hop_length,
+            self.store.digests,
             first_samples=limit.samples,
             window_samples=limit.samples * BATCHES_PER_WINDOW,
             num_threads=self.num_threads,

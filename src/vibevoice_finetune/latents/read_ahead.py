@@ -7,8 +7,8 @@ release Python's lock: two threads are twice as fast as one, and faster than two
 waveforms over (measured, `benchmarks/decode_ahead.py`).
 
 A file may be replaced between hashing and decoding. Its latents would then stand in the store under the digest of other
-audio, for good. So it is hashed once more after it was decoded (about 1 % of the time that decoding takes): only
-if the digest is still the same was the audio that was decoded the audio that the key names.
+audio, for good. So its digest is taken once more after it was decoded, without reading it if its stamp is the same:
+only if that has not changed was the audio that was decoded the audio that the key names.
 
 Shapes: N samples, a multiple of the encoder's hop.
 """
@@ -29,6 +29,7 @@ from vibevoice_finetune.audio.source import (
     normalize_rms,
     pad_to_frames,
 )
+from vibevoice_finetune.latents.digests import DigestCache
 from vibevoice_finetune.latents.segments import Segment
 
 
@@ -80,7 +81,7 @@ class DecodedSource:
         return sum(len(clip.waveform_N) for clip in self.clips)
 
 
-def decode_source(work: SourceWork, hop_length: int) -> DecodedSource:
+def decode_source(work: SourceWork, hop_length: int, digests: DigestCache) -> DecodedSource:
     """Load a source and make the waveforms of its segments: cut, then normalise, then pad to whole frames."""
     samples, error = None, None
     try:
@@ -89,12 +90,11 @@ def decode_source(work: SourceWork, hop_length: int) -> DecodedSource:
             error = _too_short(work.source, len(samples), hop_length)
     except AudioError as found:
         error = found
-    if work.source.path is not None:
-        try:
-            if work.source.digest() != work.digest:
-                return DecodedSource(work, changed=True)
-        except AudioError as found:
-            error = error or found
+    try:
+        if digests.current(work.source) != work.digest:
+            return DecodedSource(work, changed=True)
+    except AudioError as found:
+        error = error or found
     if error is not None or samples is None:
         return DecodedSource(work, error=error)
     clips = []
@@ -118,7 +118,13 @@ def _too_short(source: AudioSource, num_samples: int, hop_length: int) -> AudioE
 
 
 def decode_ahead(
-    works: Iterator[SourceWork], hop_length: int, *, first_samples: int, window_samples: int, num_threads: int
+    works: Iterator[SourceWork],
+    hop_length: int,
+    digests: DigestCache,
+    *,
+    first_samples: int,
+    window_samples: int,
+    num_threads: int,
 ) -> Generator[list[DecodedSource], None, None]:
     """Decode in threads and yield windows of at least `window_samples` samples (the last one: the rest).
 
@@ -139,7 +145,7 @@ def decode_ahead(
             if all_total:
                 ahead = max(ahead, window_samples * num_decoded // all_total)
             while len(pending) < ahead and (work := next(works, None)) is not None:
-                pending.append(pool.submit(decode_source, work, hop_length))
+                pending.append(pool.submit(decode_source, work, hop_length, digests))
             if window_total >= enough or (window and not pending):
                 yield window
                 window, window_total = [], 0

@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -338,7 +339,8 @@ def advising_on_memory(expected: Estimate | None, leave: Callable[[], str]) -> I
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in str(error):
             raise
-        advice = "".join(f"\n  {line}" for line in expected.advice()) if expected else ""
+        # Audio was encoded before, and has given its memory back.
+        advice = "".join(f"\n  {line}" for line in replace(expected, encoding=0.0).advice()) if expected else ""
         what = f" What would lower it:{advice}" if advice else ""
         device = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
         raise UserError(f"the {device}'s memory does not suffice: {leave()}{what}") from error

@@ -39,6 +39,7 @@ from vibevoice_finetune.errors import DataError, UserError
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.latents import digests, hashing, merge, read_ahead
 from vibevoice_finetune.latents import fill as fill_room
+from vibevoice_finetune.latents.digests import DigestCache
 from vibevoice_finetune.latents.encode import BatchLimit, StartedBatch, start_within_memory
 from vibevoice_finetune.latents.fill import decoding_threads, fill
 from vibevoice_finetune.latents.processes import Processes
@@ -191,10 +192,12 @@ def test_batches_respect_the_limit_and_waste_little(tmp_path: Path) -> None:
 # Nobody waits for nothing
 
 
-def test_the_first_windows_are_small_so_that_the_encoder_starts_early() -> None:
+def test_the_first_windows_are_small_so_that_the_encoder_starts_early(tmp_path: Path) -> None:
     clip = prompt(array_source(noise(HOP, seed=1)))
-    works = [SourceWork(clip.source, "", ((number, clip),)) for number in range(40)]
-    windows = list(decode_ahead(iter(works), HOP, first_samples=HOP, window_samples=8 * HOP, num_threads=3))
+    works = [SourceWork(clip.source, clip.source.digest(), ((number, clip),)) for number in range(40)]
+    windows = list(
+        decode_ahead(iter(works), HOP, DigestCache(tmp_path), first_samples=HOP, window_samples=8 * HOP, num_threads=3)
+    )
     sizes = [len(window) for window in windows]
     assert sizes == [1, 2, 4, 8, 8, 8, 8, 1]
     # In order, whatever is finished first: batches, and the last bits of latents, are the same in every run.
