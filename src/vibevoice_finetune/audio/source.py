@@ -9,7 +9,6 @@ Shapes: N samples, C channels.
 """
 
 import hashlib
-import io
 import math
 import stat
 from collections.abc import Mapping
@@ -18,20 +17,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, SAMPLING_RATE_HZ, AudioError, Floats, Intake, decode
-from vibevoice_finetune.audio.span import (
-    STATED_TOLERANCE,
-    STATED_TOLERANCE_SEC,
-    Span,
-    SpanError,
-    parse_span,
-    parse_stated_rate,
-)
-from vibevoice_finetune.errors import ArgumentError, shown
-from vibevoice_finetune.files.atomic import write_file
+from vibevoice_finetune.audio.span import Span, SpanError, check_stated_duration, parse_span, parse_stated_rate
+from vibevoice_finetune.audio.waveform import mean_square, normalize_rms, num_frames, pad_to_frames, write_audio
+from vibevoice_finetune.errors import shown
 from vibevoice_finetune.files.names import near_miss
 
 __all__ = [
@@ -54,10 +45,6 @@ MAX_ARRAY_CHANNELS = 64
 
 FULL_SCALE = {"i1": 1 << 7, "i2": 1 << 15, "i4": 1 << 31, "u1": 1 << 7}
 """Of integer samples, by kind and width. 64-bit integers have none: what they were scaled by is unknown."""
-
-WRITTEN_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
-WRITE_BLOCK_SAMPLES = 1 << 16
-"""libsndfile's Vorbis encoder overflows the stack when it is given minutes of audio at once."""
 
 
 class MissingFileError(AudioError):
@@ -211,12 +198,12 @@ def load_audio(source: AudioSource) -> Floats:
     """
     try:
         samples = _resample_array(source) if source.array is not None else _decode_source(source)
+        check_stated_duration(source.stated_sec, len(samples) / SAMPLING_RATE_HZ)
     except SpanError as error:
-        raise AudioError(f"{source.label}: {error}", "segment outside of the audio") from error
-    _check_stated_duration(source, len(samples) / SAMPLING_RATE_HZ)
+        raise AudioError(f"{source.label}: {error}", "wrong segment") from error
     if len(samples) == 0:
         raise _empty(source.label)
-    deviation = math.sqrt(_mean_square(samples, float(samples.mean(dtype=np.float64))))
+    deviation = math.sqrt(mean_square(samples, float(samples.mean(dtype=np.float64))))
     if deviation < SILENCE_RMS:
         level = "all samples are equal" if deviation == 0 else f"{20 * math.log10(deviation):.0f} dBFS"
         raise AudioError(
@@ -225,67 +212,6 @@ def load_audio(source: AudioSource) -> Floats:
             "silent audio",
         )
     return samples
-
-
-def normalize_rms(samples: Floats, target_dbfs: float = -25.0, eps: float = 1e-6) -> Floats:
-    """Scale to a loudness, then down again if a peak would exceed full scale.
-
-    The rule of the model's own feature extractor (`VibeVoiceAcousticTokenizerFeatureExtractor`), with the mean square
-    summed in float64: ``y = x · 10^(dBFS/20) / (rms + eps)``, and ``y / (max|y| + eps)`` where ``max|y| > 1``.
-
-    Args:
-        samples: (N,), N ≥ 1.
-        target_dbfs: RMS of the result in decibels to full scale.
-        eps: keeps silence from dividing by zero.
-
-    Returns:
-        (N,), float32, a new array.
-    """
-    gain = 10 ** (target_dbfs / 20) / (math.sqrt(_mean_square(samples)) + eps)
-    scaled = samples * np.float32(gain)
-    peak = float(np.abs(scaled).max())
-    return scaled / np.float32(peak + eps) if peak > 1 else scaled
-
-
-def num_frames(num_samples: int, hop_length: int) -> int:
-    """Frames that the encoders make of so many samples: the last, partial one counts.
-
-    >>> num_frames(3_200, 3_200), num_frames(3_201, 3_200)
-    (1, 2)
-    """
-    return -(-num_samples // hop_length)
-
-
-def pad_to_frames(samples: Floats, hop_length: int) -> Floats:
-    """Append zeros up to whole frames, (N,) → (num_frames · hop_length,)."""
-    return np.pad(samples, (0, num_frames(len(samples), hop_length) * hop_length - len(samples)))
-
-
-def write_audio(path: Path, samples: Floats, sampling_rate_hz: int) -> None:
-    """Write WAV, FLAC (both 16 bits) or OGG (Vorbis), by suffix. The file appears whole or not at all.
-
-    Args:
-        path: ends in .wav, .flac or .ogg.
-        samples: (N,); clipped to ±1 if they exceed it.
-        sampling_rate_hz: of the samples.
-
-    Raises:
-        ArgumentError: another suffix.
-        WriteError: the file cannot be written.
-    """
-    assert samples.ndim == 1
-    assert np.isfinite(samples).all()
-    if path.suffix.lower() not in WRITTEN_FORMATS:
-        raise ArgumentError(
-            f"{shown(path)}: audio cannot be written as {path.suffix or 'a file without suffix'!r}; name the file "
-            f"{', '.join(WRITTEN_FORMATS)}."
-        )
-    form, subtype = WRITTEN_FORMATS[path.suffix.lower()]
-    encoded = io.BytesIO()
-    with soundfile.SoundFile(encoded, "w", sampling_rate_hz, channels=1, subtype=subtype, format=form) as file:
-        for start in range(0, len(samples), WRITE_BLOCK_SAMPLES):
-            file.write(samples[start : start + WRITE_BLOCK_SAMPLES])
-    write_file(path, encoded.getvalue())
 
 
 def _parse_path(value: str | Path, base_dir: Path | None, where: str) -> AudioSource:
@@ -438,33 +364,12 @@ def _resample_array(source: AudioSource) -> Floats:
     return intake.samples()
 
 
-def _check_stated_duration(source: AudioSource, duration_sec: float) -> None:
-    """Refuse audio that is longer than its row says: the row means a part of it, and does not say where it starts."""
-    stated_sec = source.stated_sec
-    if stated_sec is None or duration_sec - stated_sec <= max(STATED_TOLERANCE_SEC, STATED_TOLERANCE * stated_sec):
-        return
-    raise AudioError(
-        f"{source.label} is {duration_sec:,.2f} s long, but its row states a duration of {stated_sec:,.2f} s; expected "
-        'are all words of the audio, or "offset" beside "duration" for a part; correct the row.',
-        "wrong duration",
-    )
-
-
 def _to_full_scale(array_NC: NDArray[np.generic]) -> NDArray[np.floating]:
     """Integers become floats within ±1; unsigned bytes have their zero at 128, as in WAV."""
     if array_NC.dtype.kind == "f":
         return array_NC.astype(np.float64)  # float128 and float16 too; what overflows float32 is refused as a peak
     middle = 128 if array_NC.dtype.kind == "u" else 0
     return (array_NC.astype(np.float64) - middle) / FULL_SCALE[array_NC.dtype.str[1:]]
-
-
-def _mean_square(samples: Floats, center: float = 0.0) -> float:
-    """Mean of (x − center)², summed in float64 without a float64 copy of hours of audio."""
-    total = 0.0
-    for start in range(0, len(samples), BLOCK_SAMPLES):
-        block = samples[start : start + BLOCK_SAMPLES].astype(np.float64) - center
-        total += float(np.dot(block, block))
-    return total / len(samples)
 
 
 def _empty(label: str) -> AudioError:

@@ -106,6 +106,20 @@ def parse_span(values: Mapping[str, object], where: str) -> tuple[Span | None, f
     return (None, None) if begins == 0 and end is None else (Span(begins, end), None)
 
 
+def check_stated_duration(stated_sec: float | None, duration_sec: float) -> None:
+    """Refuse audio that is longer than its row says: the row means a part of it, and does not say where it starts.
+
+    Raises:
+        SpanError: it is.
+    """
+    if stated_sec is None or duration_sec - stated_sec <= max(STATED_TOLERANCE_SEC, STATED_TOLERANCE * stated_sec):
+        return
+    raise SpanError(
+        f"the audio is {duration_sec:,.2f} s long, but its row states a duration of {stated_sec:,.2f} s; expected are "
+        'all words of the audio, or "offset" beside "duration" for a part; correct the row.'
+    )
+
+
 def parse_stated_rate(values: Mapping[str, object], where: str) -> object:
     """The sampling rate that a row states beside a bare array, unchecked; None if it states none.
 

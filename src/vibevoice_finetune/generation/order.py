@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, WRITTEN_FORMATS, AudioSource, load_audio, write_audio
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource, load_audio, write_audio
+from vibevoice_finetune.audio.waveform import WRITTEN_FORMATS
 from vibevoice_finetune.errors import ArgumentError, UserError, require, shown
 from vibevoice_finetune.files.atomic import check_writable
 from vibevoice_finetune.generation.generate import (
