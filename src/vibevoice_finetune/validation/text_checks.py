@@ -1,0 +1,185 @@
+"""What can be said of a script without its audio: tags, control tokens, markup, and how its words are written.
+
+In come texts, out come findings. `check_script` looks at one row at a time, `check_letters` at a row among the others,
+because which script and which characters a language uses is learned from the set itself.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+from vibevoice_finetune.data.prompt import parse_script, shorten
+from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.validation.findings import Finding
+
+CONTROL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
+MARKUP = re.compile(
+    r"</?[A-Za-z][^<>\n]{0,80}>|&(?:#\d{1,7}|[A-Za-z]{2,8});|\[[^\]\n]{1,40}\]|\*[^*\n]{1,60}\*|`[^`\n]*`|https?://|\\[a-z]\b"
+)
+DIGITS = re.compile(r"\d+(?:[.,:/]\d+)*")
+ABBREVIATION = re.compile(
+    r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|approx|Nr|bzw|usw|ca|evtl)\.|\b(?:e\.g|i\.e|z\.B|d\.h|u\.a|a\.m|p\.m)\b"
+    r"|\b(?:km|kg|cm|mm|kHz|Hz|mph|km/h)\b|[%&@#+=€$£§°~^_|]",
+)
+
+TAG = re.compile(
+    r"""[\[(<]?\s*
+        (?:(?P<name>speaker|spk|voice|s)[\s_-]*(?P<number>\d{1,9})\s*(?:[\])>]\s*[:\uFF1A]?|[:\uFF1A]|\s[-\u2013\u2014])
+         | (?P<bare>\d{1,3}|[A-Z])\s*(?:\]\s*[:\uFF1A]?|[)>]?\s*[:\uFF1A](?!\d)))
+        \s*(?P<said>.*)""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+"""Labels that are meant as tags: ``[S1] Hi``, ``speaker 0 - Hi``, ``A: Hi``, ``SPEAKER_00: Hi``, ``[1]: Hi``."""
+
+NAME = re.compile(r"[^\W\d_][\w .'-]{0,30}[:\uFF1A]\s")
+"""``Anna: Hello`` may be a label, and ``Note: closed on Mondays`` is none: nothing is proposed for either."""
+
+RARE_SHARE = 0.005
+ENOUGH_ROWS = 50
+"""Which letters are usual is learned from the set; from fewer rows it cannot be."""
+
+MOJIBAKE = re.compile("\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\u00c2[\u00a0-\u00bf]|\ufffd")
+"""UTF-8 that was read as Latin-1 or Windows-1252, and what a decoder writes for bytes that it cannot read."""
+
+
+def check_script(text: str, where: str) -> Iterator[Finding]:
+    """Everything about one row's text: whether `train` takes it, and what it should not have in it."""
+    if token := CONTROL_TOKEN.search(text):
+        yield Finding("control-token", where, f'"{token[0]}" in "{shorten(text)}"')
+        return
+    try:
+        turns = parse_script(text, where)
+    except DataError as error:
+        yield _refused(text, where, error)
+        return
+    for turn in turns:
+        yield from _check_words(turn.text, where)
+
+
+def _refused(text: str, where: str, error: DataError) -> Finding:
+    fixed = fix_tags(text)
+    if fixed is not None:
+        return Finding("speaker-tag", where, f'"{shorten(text)}"; should be "{shorten(fixed, 200)}"', fixed=fixed)
+    said = str(error).removeprefix(f"{where}: ")
+    if "no words" in said or "is empty" in said:
+        return Finding("empty-turn", where, said)
+    return Finding("speaker-tag", where, said)
+
+
+def fix_tags(text: str) -> str | None:
+    r"""The script with its speaker tags in the right spelling; None if it cannot be told who speaks.
+
+    Labels in another spelling get a number each: their own if they have one, else one in order of appearance. A line
+    without a label belongs to the speaker of the line before it; a text without any label is one turn of Speaker 0.
+
+    >>> fix_tags("[S1] Hello. \n[S2] Good evening.")
+    'Speaker 1: Hello.\nSpeaker 2: Good evening.'
+    >>> fix_tags("Anna went home.")
+    'Speaker 0: Anna went home.'
+    >>> fix_tags("A: Hello.\nHow are you?\nB: Well.")
+    'Speaker 0: Hello. How are you?\nSpeaker 1: Well.'
+    """
+    lines = [line.strip(" \t\r\u200b\u200e\u200f\ufeff") for line in text.split("\n")]
+    turns: list[tuple[int, str]] = []
+    letters: dict[str, int] = {}
+    for line in filter(None, lines):
+        match = TAG.fullmatch(line)
+        if match is None:
+            if NAME.match(line):
+                return None
+            number, before = turns.pop() if turns else (0, "")
+            turns.append((number, f"{before} {line}".strip()))
+        else:
+            label = match["number"] or match["bare"]
+            number = int(label) if label.isdecimal() else letters.setdefault(label.upper(), len(letters))
+            turns.append((number, match["said"].strip()))
+    fixed = "\n".join(f"Speaker {number}: {said}" for number, said in turns)
+    try:
+        parse_script(fixed, "")
+    except DataError:
+        return None
+    return fixed
+
+
+def _check_words(said: str, where: str) -> Iterator[Finding]:
+    markup = MARKUP.search(said)
+    if markup:
+        yield Finding("markup", where, f'"{shorten(markup[0])}" in "{shorten(said)}"')
+    if digits := DIGITS.search(said):
+        yield Finding("digits", where, f'"{digits[0]}" in "{shorten(said)}"')
+    short = None if markup else ABBREVIATION.search(said)
+    if short:
+        yield Finding("abbreviation", where, f'"{short[0]}" in "{shorten(said)}"')
+
+
+def check_letters(texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Letters of another script than the rest of the set, and characters that hardly any other row has.
+
+    A script counts as the set's own if at least 5 % of the rows use it. Characters are compared only in sets of 50 rows
+    or more: letters beyond ASCII that fewer than 0.5 % of the rows have.
+
+    Args:
+        texts: (where, text) of all rows.
+    """
+    characters = [(where, text, frozenset() if text.isascii() else frozenset(text)) for where, text in texts]
+    rows_with = Counter(character for _, _, found in characters for character in found if ord(character) > 127)
+    scripts = Counter(script for _, text, found in characters for script in _scripts(text, found))
+    usual = {script for script, count in scripts.items() if count >= 0.05 * len(texts)}
+    for where, text, found in characters:
+        if not found:
+            continue
+        foreign = [character for character in text if _script(character) not in usual and _script(character)]
+        if usual and foreign:
+            name = _script(foreign[0]).capitalize()
+            yield Finding("foreign-script", where, f'{name} "{"".join(foreign)[:20]}" in "{shorten(text)}"')
+            continue
+        if odd := _odd(text, rows_with, len(texts)):
+            yield Finding("odd-character", where, f'"{odd}" ({_name(odd)}) in "{shorten(text)}"')
+
+
+def _odd(text: str, rows_with: Mapping[str, int], total: int) -> str | None:
+    if broken := MOJIBAKE.search(text):
+        return broken[0]
+    for character in text:
+        if ord(character) < 128:
+            continue
+        category = unicodedata.category(character)
+        if category in {"Co", "Cn", "Cc", "So", "Sm"}:  # private use, unassigned, control, pictures
+            return character
+        if category[0] == "L" and total >= ENOUGH_ROWS and rows_with[character] < max(2, RARE_SHARE * total):
+            return character
+    return None
+
+
+def _scripts(text: str, found: frozenset[str]) -> set[str]:
+    return {script for script in map(_script, found or "A") if script} if text else set()
+
+
+@cache
+def _script(character: str) -> str:
+    """LATIN, CYRILLIC, HIRAGANA, CJK … by the character's name; empty for what is no letter."""
+    if not unicodedata.category(character).startswith("L"):
+        return ""
+    name = unicodedata.name(character, "").split(" ")[0]
+    return "LATIN" if name in {"FEMININE", "MASCULINE", "MODIFIER", "FULLWIDTH"} else name
+
+
+def _name(characters: str) -> str:
+    return ", ".join(unicodedata.name(character, f"U+{ord(character):04X}").lower() for character in characters[:2])
+
+
+def spoken_length(text: str) -> int:
+    """Letters and digits of a script, tags left out.
+
+    >>> spoken_length("Speaker 0: Well, no.")
+    6
+    """
+    return sum(character.isalnum() for character in re.sub(r"(?im)^\s*speaker\s*\d+\s*:", "", text))
+
+
+def normalised(text: str) -> str:
+    """A script as a listener would compare it: without tags, case, signs and spaces."""
+    bare = re.sub(r"(?im)^\s*speaker\s*\d+\s*:", " ", text)
+    return " ".join(re.findall(r"\w+", bare.casefold()))
