@@ -223,4 +223,5 @@ def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _decibels(power: float | Floats) -> Decibels:
-    return np.maximum(10 * np.log10(np.maximum(power, 1e-12)), LOWEST_DBFS)
+    found: Decibels = np.maximum(10 * np.log10(np.maximum(power, 1e-12)), LOWEST_DBFS)
+    return found

@@ -81,7 +81,7 @@ def same_recordings(prints: Sequence[Fingerprint]) -> list[tuple[int, int, float
     sizes = np.array([len(one.frames_H) for one in prints])
     step = 2 if len(prints) <= COARSE_UP_TO else 1
     pairs_H3 = np.concatenate([one.pairs_H3 for one in prints]).astype(np.uint32) // step
-    hashes = pairs_H3[:, 0] << 14 | pairs_H3[:, 1] << 6 | pairs_H3[:, 2]
+    hashes = (pairs_H3[:, 0] << 14 | pairs_H3[:, 1] << 6 | pairs_H3[:, 2]).astype(np.uint32)
     frames = np.concatenate([one.frames_H for one in prints]).astype(np.int64)
     owners = np.repeat(np.arange(len(prints)), sizes)
     sampled = 1 + len(prints) // SAMPLED_FROM
