@@ -21,6 +21,7 @@ ROOMS = (
     "audio",
     "latents",
     "data",
+    "validation",
     "base_model",
     "objective",
     "adapters",
@@ -63,6 +64,7 @@ WITHOUT_TORCH = (
     "commands.parser",
     "commands.table",
     "commands.train",
+    "commands.validate",
     "__main__",
 )
 """Modules that must import in no time, or be readable without knowing tensors."""

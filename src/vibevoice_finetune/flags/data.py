@@ -8,8 +8,8 @@ from vibevoice_finetune.flags.declare import COUNT, SHARE, SHARE_BELOW_ONE, Rang
 
 
 @dataclass
-class DataArguments:
-    """Where rows come from and how they become latents."""
+class RowFlags:
+    """Where rows come from and what their columns are called."""
 
     train_jsonl: str | None = flag(
         None,
@@ -30,13 +30,19 @@ class DataArguments:
     speaker_column_name: str = flag(
         "speaker", help="Column of the speaker; other clips of the same speaker serve as voice prompts.", group="data"
     )
+    ignore_verifications: bool = flag(False, help="Skip the checks of a Hub data set's files.", group="data")
+
+
+@dataclass
+class DataArguments(RowFlags):
+    """Where rows come from and how they become latents."""
+
     eval_split_size: float = flag(
         0.0,
         help="Share of the training rows held out for evaluation if there is no other set.",
         group="data",
         range=SHARE_BELOW_ONE,
     )
-    ignore_verifications: bool = flag(False, help="Skip the checks of a Hub data set's files.", group="data")
     max_length: int | None = flag(
         None,
         help="Longest row, in tokens and frames together.",

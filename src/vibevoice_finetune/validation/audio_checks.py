@@ -24,7 +24,7 @@ MIN_LINE_CONTRAST_DB = 8.0
 MAX_DECAY_SEC = 0.65
 """Dry speech: below 0.6. A living room has 0.4 to 0.6 s, a bathroom or hall 0.8 s and more."""
 
-NOISE_LIMITED = 0.8
+NOISE_LIMITED = 0.75
 """A fall of more than this share of the distance to the noise is ended by the noise, not by the room."""
 
 MAX_CLIPPED_SHARE = 1e-4
@@ -45,7 +45,7 @@ MAX_LEVEL_DISTANCE_DB = 12.0
 ENOUGH_CLIPS = 10
 
 MIN_SPEECH_SEC = 0.3
-"""Of less, no rate can be told."""
+"""Of less speech, neither level nor rate can be told."""
 
 RATE_FACTOR = 1.5
 RATE_DEVIATIONS = 4.0
@@ -138,6 +138,7 @@ def check_set(clips: Sequence[ClipInSet]) -> Iterator[Finding]:
     Rates are compared within a speaker of ten clips or more, else within the whole set: people differ by a factor of
     1.5, one person's clips by far less.
     """
+    clips = [clip for clip in clips if clip.speech_sec >= MIN_SPEECH_SEC]
     measured = [clip for clip in clips if clip.level_dbfs is not None]
     if len(measured) >= ENOUGH_CLIPS:
         median = float(np.median([clip.level_dbfs for clip in measured if clip.level_dbfs is not None]))
@@ -150,7 +151,7 @@ def check_set(clips: Sequence[ClipInSet]) -> Iterator[Finding]:
                 yield Finding("level", clip.where, found, abs(distance))
     groups: dict[str | None, list[ClipInSet]] = {}
     for clip in clips:
-        if clip.speech_sec >= MIN_SPEECH_SEC and clip.characters > 0:
+        if clip.characters > 0:
             groups.setdefault(clip.speaker, []).append(clip)
     everybody = [clip for group in groups.values() for clip in group]
     for group in groups.values():

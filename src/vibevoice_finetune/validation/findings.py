@@ -96,7 +96,7 @@ KINDS: dict[str, Kind] = {
         Kind("music", _W, "music or tones under the voice", "leave the row out, or take a source without music"),
         Kind("noise", _W, "noise in the pauses", "leave the row out, or record again nearer to the microphone"),
         Kind("reverberation", _W, "the room echoes", "leave the row out, or record in a room with soft surfaces"),
-        Kind("clipped", _W, "clipped", "record again at a lower level, or remove the row"),
+        Kind("clipped", _W, "peaks are cut off", "record again at a lower level, or remove the row"),
         Kind("narrow-band", _W, "nothing above a frequency far below 12 kHz", "use the original recording"),
         Kind("cut-start", _W, "begins inside a word", "cut again, in the pause before the word"),
         Kind("cut-end", _W, "ends inside a word", "cut again, in the pause after the word"),
@@ -110,8 +110,8 @@ KINDS: dict[str, Kind] = {
         Kind("same-text", _W, "the same text twice from one speaker", "keep one, unless both takes are wanted"),
         Kind("outside-link", _W, "a symbolic link out of the data's folder", "copy the file into the folder"),
         Kind("markup", _W, "markup in the text", "write only what is said"),
-        Kind("digits", _W, "digits", "write numbers as they are spoken"),
-        Kind("abbreviation", _W, "abbreviations and signs", "write them out as they are spoken"),
+        Kind("digits", _W, "digits in the text", "write numbers as they are spoken"),
+        Kind("abbreviation", _W, "abbreviations and signs in the text", "write them out as they are spoken"),
         Kind(
             "foreign-script", _W, "letters of another script than the other rows", "check the letters, or the language"
         ),
