@@ -415,7 +415,7 @@ def other_sentence(rng: np.random.Generator) -> str:
 
 
 COMPANIONS = {
-    "same-audio": ("same-text",),
+    "same-audio": ("same-text", "wrong-text", "speaking-rate"),
     "leaked-audio": ("leaked-text",),
     "speaking-rate": ("wrong-text",),
     "wrong-text": ("speaking-rate",),
@@ -425,7 +425,7 @@ COMPANIONS = {
     "cut-end": ("wrong-text", "speaking-rate"),
     "short-clip": ("wrong-text", "speaking-rate", "other-voice"),
 }
-"""What else is true of a row with this fault: a repeated recording has a repeated text, half a text is a wrong one."""
+"""What else is true of a row with this fault: a repeated recording has a repeated text or a wrong one."""
 
 
 def plant(items: list[Item], maker: Maker, per_kind: int) -> None:

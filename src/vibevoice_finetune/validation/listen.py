@@ -6,6 +6,7 @@ in flight. Decoding, resampling and the Fourier transform release Python's lock.
 """
 
 import io
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,12 @@ from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioError, AudioS
 from vibevoice_finetune.audio.spectrum import bandwidth, line_contrast, power_spectrum
 from vibevoice_finetune.validation.fingerprint import Fingerprint, fingerprint
 from vibevoice_finetune.validation.words_and_voices import Embedding, Recogniser, SpeakerEncoder
+
+MIN_HEARD_SEC = 0.5
+"""Of less speech, neither words nor voice can be told."""
+
+MAX_VOICE_SEC = 20
+"""A voice is known by then."""
 
 MIN_MIX_DB = -12.0
 """Two microphones of one recording lose 3 to 6 dB when mixed; where one is the other's negative, more than 12."""
@@ -117,12 +124,29 @@ def hear(job: Job, ears: Ears) -> Heard:
     original, rate_hz = _original(job.source)
     sound = measured(samples, samples if original is None else original, rate_hz)
     words, voice = None, None
+    if sound.speech_sec < MIN_HEARD_SEC or sound.cancels:
+        return Heard(job.source, sound)
     with ears.lock:
         if ears.recogniser is not None and job.is_target:
-            words = ears.recogniser(samples, SAMPLING_RATE_HZ)
+            found = [ears.recogniser(piece, SAMPLING_RATE_HZ) for piece in pieces(samples)]
+            words = " ".join(found)
         if ears.encoder is not None:
-            voice = ears.encoder(samples, SAMPLING_RATE_HZ)
+            voice = ears.encoder(samples[: MAX_VOICE_SEC * SAMPLING_RATE_HZ], SAMPLING_RATE_HZ)
     return Heard(job.source, sound, words=words, voice=voice)
+
+
+def pieces(samples: NDArray[np.float32], max_sec: float = 20.0) -> list[NDArray[np.float32]]:
+    """A recording cut in the middle of pauses into pieces of up to `max_sec`, for recognisers that lose the thread.
+
+    What has no pause for longer stays whole.
+    """
+    segments = measure.find_speech(measure.frame_levels(samples, SAMPLING_RATE_HZ)).segments_sec
+    borders = [0.0]
+    for (_, end), (start, _), (_, next_end) in zip(segments, segments[1:], segments[1:], strict=False):
+        if next_end - borders[-1] > max_sec:
+            borders.append((end + start) / 2)
+    places = [round(border * SAMPLING_RATE_HZ) for border in borders] + [len(samples)]
+    return [samples[start:end] for start, end in itertools.pairwise(places)]
 
 
 def measured(samples: NDArray[np.float32], original: NDArray[np.float32], original_hz: int) -> Sound:

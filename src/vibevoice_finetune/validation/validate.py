@@ -7,7 +7,7 @@ compare rows with each other follow.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ, AudioError
@@ -20,7 +20,7 @@ from vibevoice_finetune.validation.listen import Ears, Heard, Job, header_second
 from vibevoice_finetune.validation.read import ReadRows, check_rows, finding_of
 from vibevoice_finetune.validation.statistics import ClipSize, Statistics, count
 from vibevoice_finetune.validation.text_checks import spoken_length
-from vibevoice_finetune.validation.words_and_voices import Voice
+from vibevoice_finetune.validation.words_and_voices import Voice, Words
 
 FRAME_SAMPLES = 3_200
 """Of the released models: a shorter clip has no frame."""
@@ -86,9 +86,9 @@ def validate(
     findings += duplicates.check_paths(train.rows, held_out)
     findings += duplicates.check_texts(train.rows, held_out)
     heard = _listen(rows, options, follow) if options.deep else {}
-    findings += _check_heard(train.rows, held_out, heard) if options.deep else ()
     seconds = [_seconds(row, heard, options.deep) for row in rows]
     findings += _check_rates(rows, seconds, heard)
+    findings += _check_heard(train.rows, held_out, heard, _degraded(findings)) if options.deep else ()
     if not options.deep:
         for row, duration in zip(rows, seconds, strict=True):
             findings += audio_checks.check_length(duration, row.where) if duration is not None else ()
@@ -148,9 +148,17 @@ def _listen(rows: Sequence[Row], options: Options, follow: Follow | None) -> dic
     return dict(zip(jobs, found, strict=True))
 
 
-def _check_heard(train: Sequence[Row], held_out: Sequence[Row], heard: dict[str, Heard]) -> Iterator[Finding]:
-    for one in heard.values():
-        yield from _check_recording(one)
+def _degraded(findings: Iterable[Finding]) -> set[str]:
+    """Places where something is wrong that explains why a model hears something else."""
+    return {finding.where for finding in findings if finding.kind in words_and_voices.DEGRADING}
+
+
+def _check_heard(
+    train: Sequence[Row], held_out: Sequence[Row], heard: dict[str, Heard], degraded: set[str]
+) -> Iterator[Finding]:
+    of_sound = [finding for one in heard.values() for finding in _check_recording(one)]
+    degraded = degraded | _degraded(of_sound)
+    yield from of_sound
     yield from duplicates.check_prints(
         [
             (row, in_training, found.sound.fingerprint)
@@ -162,23 +170,36 @@ def _check_heard(train: Sequence[Row], held_out: Sequence[Row], heard: dict[str,
     rows = [*train, *held_out]
     by_row = [(row, heard[_key(row.audio)]) for row in rows]
     yield from words_and_voices.check_words(
-        [(row.where, row.text, found.words) for row, found in by_row if found.words is not None]
+        [
+            Words(row.where, row.text, found.words, found.source.where in degraded)
+            for row, found in by_row
+            if found.words is not None
+        ]
     )
     yield from words_and_voices.check_voices(
-        [Voice(row.where, row.speaker, found.voice) for row, found in by_row if found.voice is not None]
+        [
+            Voice(row.where, row.speaker, found.voice, found.source.where in degraded)
+            for row, found in by_row
+            if found.voice is not None
+        ]
     )
-    yield from words_and_voices.check_prompts(list(_prompt_pairs(rows, heard)))
+    yield from words_and_voices.check_prompts(list(_prompt_pairs(rows, heard, degraded)))
 
 
-def _prompt_pairs(rows: Sequence[Row], heard: dict[str, Heard]) -> Iterator[tuple[Voice, Voice]]:
+def _prompt_pairs(
+    rows: Sequence[Row], heard: dict[str, Heard], degraded: Collection[str]
+) -> Iterator[tuple[Voice, Voice]]:
+    def voice_of(source: AudioSource) -> Voice | None:
+        found = heard[_key(source)]
+        return None if found.voice is None else Voice(source.where, None, found.voice, found.source.where in degraded)
+
     for row in rows:
-        target = heard[_key(row.audio)].voice
-        if target is None or row.voice_prompts is None or num_speakers(parse_script(row.text, row.where)) != 1:
+        if row.voice_prompts is None or num_speakers(parse_script(row.text, row.where)) != 1:
             continue
+        target = voice_of(row.audio)
         for prompt in row.voice_prompts:
-            voice = heard[_key(prompt)].voice
-            if voice is not None:
-                yield Voice(row.where, row.speaker, target), Voice(prompt.where, row.speaker, voice)
+            if target is not None and (voice := voice_of(prompt)) is not None:
+                yield target, voice
 
 
 def _check_recording(heard: Heard) -> Iterator[Finding]:
