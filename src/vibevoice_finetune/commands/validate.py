@@ -73,6 +73,7 @@ def validate(words: list[str]) -> None:
     """
     flags = parse_flags(ValidateFlags, "validate", words, SUMMARY)
     from vibevoice_finetune.data.rows import Columns
+    from vibevoice_finetune.files.atomic import check_writable
     from vibevoice_finetune.validation.findings import Severity
     from vibevoice_finetune.validation.fix import check_targets, write_fixed
     from vibevoice_finetune.validation.lines import report_lines
@@ -82,6 +83,8 @@ def validate(words: list[str]) -> None:
 
     if flags.fix is not None:
         check_targets(Path(flags.fix))
+    if flags.report is not None:
+        check_writable(Path(flags.report).parent, "--report")
     columns = Columns(
         flags.text_column_name, flags.audio_column_name, flags.voice_prompts_column_name, flags.speaker_column_name
     )

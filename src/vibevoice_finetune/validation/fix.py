@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vibevoice_finetune.data.rows import Columns
 from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.files.atomic import write_file
+from vibevoice_finetune.files.atomic import check_writable, write_file
 from vibevoice_finetune.validation.findings import KINDS, Finding, Severity
 from vibevoice_finetune.validation.read import json_lines
 
@@ -41,13 +41,13 @@ def check_targets(fixed: Path) -> None:
     """Refuse, before any work, to write where something stands.
 
     Raises:
-        ArgumentError: a file is there already, or its folder is not.
+        ArgumentError: a file is there already.
+        WriteError: nothing can be written there.
     """
     for path in (fixed, changes_path(fixed)):
         if path.exists() or path.is_symlink():
             raise ArgumentError(f"--fix {fixed}: {path} exists already; nothing is overwritten; name another file.")
-    if not fixed.parent.is_dir():
-        raise ArgumentError(f"--fix {fixed}: there is no folder {fixed.parent}; make it, or name another file.")
+    check_writable(fixed.parent, "--fix")
 
 
 def write_fixed(source: Path, fixed: Path, columns: Columns, findings: Sequence[Finding]) -> Fixed:

@@ -113,7 +113,9 @@ def test_peak() -> None:
 
 def test_clipped_is_what_lies_in_flat_tops() -> None:
     # Two tops of three samples among 20; the single 0.9 and the pair at the other side are none.
-    top = np.array([0, 0.3, 1, 1, 1, 0.3, -0.9, 0, 0.9, 0.2, 1, 1, 1, 0.1, -0.9, -0.9, 0, 0.1, 0.2, 0], dtype=np.float32)
+    top = np.array(
+        [0, 0.3, 1, 1, 1, 0.3, -0.9, 0, 0.9, 0.2, 1, 1, 1, 0.1, -0.9, -0.9, 0, 0.1, 0.2, 0], dtype=np.float32
+    )
     assert measure.clipped_share(top) == pytest.approx(6 / 20)
     assert measure.clipped_share(-top * 0.25) == pytest.approx(6 / 20)  # turned down afterwards
     assert measure.clipped_share(np.stack([top * 0, top], axis=1)) == pytest.approx(6 / 20)

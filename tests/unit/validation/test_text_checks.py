@@ -1,0 +1,115 @@
+import pytest
+
+from vibevoice_finetune.validation.text_checks import (
+    check_letters,
+    check_script,
+    fix_tags,
+    normalised,
+    spoken_length,
+)
+
+
+def kinds(text: str) -> list[str]:
+    return [finding.kind for finding in check_script(text, "rows:1")]
+
+
+def test_a_plain_script_has_no_findings() -> None:
+    assert kinds("Speaker 0: The kettle was still warm.\nSpeaker 1: “Well”, she said – it isn't mine!") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fixed"),
+    [
+        ("[S1] Hello.", "Speaker 1: Hello."),
+        ("[S1]: Hello.", "Speaker 1: Hello."),
+        ("<S2> Hello.", "Speaker 2: Hello."),
+        ("(Speaker 1) Hello.", "Speaker 1: Hello."),
+        ("speaker 0 - Hello.", "Speaker 0: Hello."),
+        ("speaker 0 – Hello.", "Speaker 0: Hello."),
+        ("SPEAKER_00: Hello.", "Speaker 0: Hello."),
+        ("[1]: Hello.", "Speaker 1: Hello."),
+        ("1: Hello.\n2: Hi.", "Speaker 1: Hello.\nSpeaker 2: Hi."),
+        ("A: Hello.\nB: Hi.\nA: Bye.", "Speaker 0: Hello.\nSpeaker 1: Hi.\nSpeaker 0: Bye."),
+        ("Speaker 0\uff1a Hello.", "Speaker 0: Hello."),
+        ("\u200bSpeaker 0: Hello.", "Speaker 0: Hello."),
+        ("Hello there.", "Speaker 0: Hello there."),
+        ("Speaker 1: Hello.\nHow are you?", "Speaker 1: Hello. How are you?"),
+        ("10:30 is late.", "Speaker 0: 10:30 is late."),
+        ("I - well, no.", "Speaker 0: I - well, no."),
+        ("7 days are left.", "Speaker 0: 7 days are left."),
+    ],
+)
+def test_tags_in_another_spelling(text: str, fixed: str) -> None:
+    assert fix_tags(text) == fixed
+
+
+@pytest.mark.parametrize("text", ["Anna: Hello.", "Note: closed on Mondays", "Speaker 0: ", ""])
+def test_nothing_is_proposed_where_nobody_can_know(text: str) -> None:
+    assert fix_tags(text) is None
+
+
+def test_a_tag_is_shown_as_it_should_be() -> None:
+    (finding,) = check_script("[S1] Hello.", "rows:1")
+    assert (finding.kind, finding.where, finding.fixed) == ("speaker-tag", "rows:1", "Speaker 1: Hello.")
+    assert '"Speaker 1: Hello."' in finding.found
+    (finding,) = check_script("Anna: Hello.", "rows:1")
+    assert (finding.kind, finding.fixed) == ("speaker-tag", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Speaker 0: Hi.\nSpeaker 1:  ", "empty-turn"),
+        ("Speaker 0: Hi <|vision_start|> there.", "control-token"),
+        ("Hi <|endoftext|>", "control-token"),
+        ("Speaker 0: <b>Hi</b> there.", "markup"),
+        ("Speaker 0: Tom &amp; Anna.", "markup"),
+        ("Speaker 0: [laughs] Hi.", "markup"),
+        ("Speaker 0: It is *really* late.", "markup"),
+        ("Speaker 0: In 1984, she left.", "digits"),
+        ("Speaker 0: Dr. Miller left.", "abbreviation"),
+        ("Speaker 0: Tom & Anna left.", "abbreviation"),
+        ("Speaker 0: It weighs many kg now.", "abbreviation"),
+    ],
+)
+def test_each_fault_alone(text: str, kind: str) -> None:
+    assert kinds(text) == [kind]
+
+
+@pytest.mark.parametrize("text", ["Speaker 0: 2 < 3 is a fact.", "Speaker 0: a star * in the text."])
+def test_single_signs_are_no_markup(text: str) -> None:
+    assert "markup" not in kinds(text)
+
+
+def letters(texts: list[str]) -> list[tuple[str, str]]:
+    return [
+        (finding.where, finding.kind) for finding in check_letters([(str(k), text) for k, text in enumerate(texts)])
+    ]
+
+
+def test_letters_of_another_script() -> None:
+    assert letters(["plain"] * 30 + ["he said да"]) == [("30", "foreign-script")]
+    assert letters(["слово и дело"] * 30 + ["слово word"]) == [("30", "foreign-script")]
+
+
+def test_a_set_in_two_scripts_has_two_scripts() -> None:
+    assert letters(["plain"] * 10 + ["слово"] * 10 + ["word слово"]) == []
+
+
+def test_a_letter_that_hardly_any_row_has() -> None:
+    assert letters(["Straße und Müll"] * 60 + ["a façade"]) == [("60", "odd-character")]
+    assert letters(["plain"] * 10 + ["a façade"]) == []  # ten rows do not say what is usual
+
+
+@pytest.mark.parametrize("text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000"])
+def test_broken_encodings_and_pictures(text: str) -> None:
+    assert letters(["plain"] * 10 + [text]) == [("10", "odd-character")]
+
+
+def test_punctuation_of_good_typography_is_usual() -> None:
+    assert letters(["plain"] * 100 + ["“Well” – she’s here…"]) == []
+
+
+def test_what_is_spoken() -> None:
+    assert spoken_length("Speaker 0: Ab, c!\nspeaker 12 : d") == 4
+    assert normalised("Speaker 0: Well, NO.\nSpeaker 1: Yes") == "well no yes"
