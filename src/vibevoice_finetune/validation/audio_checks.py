@@ -29,6 +29,9 @@ NOISE_LIMITED = 0.75
 
 MAX_CLIPPED_SHARE = 1e-4
 MIN_BANDWIDTH_HZ = 10_000.0
+ENOUGH_FOR_BANDWIDTH_SEC = 1.0
+"""A single vowel has no high frequencies."""
+
 MAX_EDGE_DB = -20.0
 EDGE_ABOVE_NOISE_DB = 15.0
 MAX_LEADING_SEC = 1.0
@@ -102,7 +105,7 @@ def _check_shape(sound: Sound, where: str) -> Iterator[Finding]:
     if sound.clipped_share > MAX_CLIPPED_SHARE:
         found = f"{sound.clipped_share:.2%} of the samples lie in flat tops"
         yield Finding("clipped", where, found, sound.clipped_share)
-    if sound.bandwidth_hz < MIN_BANDWIDTH_HZ:
+    if sound.bandwidth_hz < MIN_BANDWIDTH_HZ and sound.speech_sec >= ENOUGH_FOR_BANDWIDTH_SEC:
         found = f"nothing above {sound.bandwidth_hz / 1000:.1f} kHz; 12 kHz are expected"
         yield Finding("narrow-band", where, found, -sound.bandwidth_hz)
     ratio = abs(sound.dc_offset) / 10 ** (sound.level_dbfs / 20)
