@@ -74,7 +74,7 @@ def test_both_sets(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["nowhere.jsonl"], "nowhere.jsonl"),
         (["good.jsonl", "--fix", "good.jsonl"], "exists already"),
         (["good.jsonl", "--max_shown", "-1"], "--max_shown -1"),
-        (["good.jsonl", "--report", "good.jsonl/page.html"], "good.jsonl/page.html"),
+        (["good.jsonl", "--report", "good.jsonl/page.html"], "choose another place with --report"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -120,6 +120,32 @@ def parse_script(text: str, where: str, *, default_speaker: bool = False) -> tup
     return tuple(Turn(numbers.index(number), said) for number, said in turns)
 
 
+def corrected_script(text: str) -> str | None:
+    r"""The script with its labels written as ``Speaker N:``, a turn a line; what nobody labelled is said by Speaker 0.
+
+    Returns:
+        None if it cannot be told who speaks (``Anna: Hello.`` may be read aloud or not), or somebody says nothing.
+
+    >>> corrected_script("[S1] Hello. [S2] Good evening.")
+    'Speaker 1: Hello.\nSpeaker 2: Good evening.'
+    >>> corrected_script("It has been long.")
+    'Speaker 0: It has been long.'
+    """
+    try:
+        lines = [line for line in map(_trimmed, _with_breaks(text, "").split("\n")) if line]
+        for line in lines:
+            name = None if SPEAKER_LINE.match(line) or _AT_START.match(line) else _name(line)
+            if name is not None and len(name) > 1:
+                return None
+        corrected = _corrected(lines)
+        if not SPEAKER_LINE.match(corrected):
+            corrected = f"Speaker 0: {corrected}"
+        parse_script(corrected, "")
+    except DataError:
+        return None
+    return corrected
+
+
 def check_said(text: str, where: str) -> str:
     """The words of one turn, as a script in JSON gives them: on one line, without labels inside.
 

@@ -6,8 +6,8 @@ In come rows of both sets and, where they were decoded, fingerprints; out go fin
 from collections.abc import Iterator, Sequence
 
 from vibevoice_finetune.audio.source import AudioSource
-from vibevoice_finetune.data.prompt import shorten
 from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.data.script import shorten
 from vibevoice_finetune.validation.findings import Finding
 from vibevoice_finetune.validation.fingerprint import Fingerprint, same_recordings
 from vibevoice_finetune.validation.text_checks import normalised
@@ -68,5 +68,7 @@ def check_prints(prints: Sequence[tuple[Row, bool, Fingerprint]]) -> Iterator[Fi
 
 
 def path_key(source: AudioSource) -> str | None:
-    """What tells that two sources are the same file, without looking at the disk; None for audio in memory."""
-    return None if source.path is None else str(source.path)
+    """What tells that two sources are the same part of a file, without opening it; None for audio in memory."""
+    if source.path is None:
+        return None
+    return str(source.path) if source.span is None else f"{source.path} {source.span}"

@@ -19,7 +19,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from vibevoice_finetune.audio import measure
+from vibevoice_finetune.audio.decode import UNKNOWN_FRAMES
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioError, AudioSource, load_audio
+from vibevoice_finetune.audio.span import SpanError
 from vibevoice_finetune.audio.spectrum import bandwidth, line_contrast, power_spectrum
 from vibevoice_finetune.validation.fingerprint import Fingerprint, fingerprint
 from vibevoice_finetune.validation.words_and_voices import Embedding, Recogniser, SpeakerEncoder
@@ -186,25 +188,46 @@ def _original(source: AudioSource) -> tuple[NDArray[np.float32] | None, int]:
     """Up to ten minutes as the file has them; None if `load_audio` gives the same, or only it can read the file."""
     if source.array is not None:
         floating = source.array.dtype.kind == "f" and source.array.ndim == 2
-        return (source.array.astype(np.float32), source.sampling_rate_hz or 0) if floating else (None, SAMPLING_RATE_HZ)
+        if not floating or source.sampling_rate_hz is None:
+            return None, SAMPLING_RATE_HZ
+        start, end = _part(source, len(source.array), source.sampling_rate_hz)
+        return source.array[start:end].astype(np.float32), source.sampling_rate_hz
     place = str(source.path) if source.path is not None else io.BytesIO(source.data or b"")
     try:
         with closing(soundfile.SoundFile(place)) as file:
             if file.channels == 1 and file.samplerate == SAMPLING_RATE_HZ:
                 return None, SAMPLING_RATE_HZ
-            frames = min(MAX_ANALYSED_SEC * file.samplerate, file.frames)
-            return file.read(frames, dtype="float32"), file.samplerate
+            start, end = _part(source, file.frames, file.samplerate)
+            if start:
+                file.seek(start)
+            return file.read(end - start, dtype="float32"), file.samplerate
     except soundfile.LibsndfileError:
         return None, SAMPLING_RATE_HZ
 
 
+def _part(source: AudioSource, num_samples: int, rate_hz: int) -> tuple[int, int]:
+    """The samples that are meant and looked at; `load_audio` has found the span to lie within the audio."""
+    start, end = (0, num_samples) if source.span is None else source.span.samples(num_samples, rate_hz)
+    return start, min(end, start + MAX_ANALYSED_SEC * rate_hz)
+
+
 def header_seconds(source: AudioSource) -> float | None:
-    """How long a recording is by its header, without decoding; None if that cannot be told."""
+    """How long the meant part of a recording is by its header, without decoding; None if that cannot be told."""
     if source.array is not None:
-        return len(source.array) / (source.sampling_rate_hz or SAMPLING_RATE_HZ)
+        return _seconds_of(source, len(source.array), source.sampling_rate_hz or SAMPLING_RATE_HZ)
     place = str(source.path) if source.path is not None else io.BytesIO(source.data or b"")
     try:
         found = soundfile.info(place)
     except soundfile.LibsndfileError:
         return None
-    return float(found.duration) if found.frames < 1 << 62 else None
+    return _seconds_of(source, found.frames, found.samplerate) if found.frames < UNKNOWN_FRAMES else None
+
+
+def _seconds_of(source: AudioSource, num_samples: int, rate_hz: int) -> float | None:
+    if source.span is None:
+        return num_samples / rate_hz
+    try:
+        start, end = source.span.samples(num_samples, rate_hz)
+    except SpanError:
+        return None
+    return (end - start) / rate_hz

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vibevoice_finetune.data.jsonl import read_dataset, read_jsonl
-from vibevoice_finetune.data.prompt import check_voice_count, num_speakers, parse_script
 from vibevoice_finetune.data.rows import BadRows, Columns, Row
+from vibevoice_finetune.data.script import check_voice_count, num_speakers, parse_script
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.validation.findings import Finding
 from vibevoice_finetune.validation.text_checks import check_letters, check_script

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from vibevoice_finetune.data.prompt import parse_script, shorten
+from vibevoice_finetune.data.script import corrected_script, parse_script, shorten
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.validation.findings import Finding
 
@@ -23,18 +23,6 @@ ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|approx|Nr|bzw|usw|ca|evtl)\.|\b(?:e\.g|i\.e|z\.B|d\.h|u\.a|a\.m|p\.m)\b"
     r"|\b(?:km|kg|cm|mm|kHz|Hz|mph|km/h)\b|[%&@#+=€$£§°~^_|]",
 )
-
-TAG = re.compile(
-    r"""[\[(<]?\s*
-        (?:(?P<name>speaker|spk|voice|s)[\s_-]*(?P<number>\d{1,9})\s*(?:[\])>]\s*[:\uFF1A]?|[:\uFF1A]|\s[-\u2013\u2014])
-         | (?P<bare>\d{1,3}|[A-Z])\s*(?:\]\s*[:\uFF1A]?|[)>]?\s*[:\uFF1A](?!\d)))
-        \s*(?P<said>.*)""",
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
-)
-"""Labels that are meant as tags: ``[S1] Hi``, ``speaker 0 - Hi``, ``A: Hi``, ``SPEAKER_00: Hi``, ``[1]: Hi``."""
-
-NAME = re.compile(r"[^\W\d_][\w .'-]{0,30}[:\uFF1A]\s")
-"""``Anna: Hello`` may be a label, and ``Note: closed on Mondays`` is none: nothing is proposed for either."""
 
 RARE_SHARE = 0.005
 ENOUGH_ROWS = 50
@@ -59,48 +47,13 @@ def check_script(text: str, where: str) -> Iterator[Finding]:
 
 
 def _refused(text: str, where: str, error: DataError) -> Finding:
-    fixed = fix_tags(text)
+    fixed = corrected_script(text)
     if fixed is not None:
         return Finding("speaker-tag", where, f'"{shorten(text)}"; should be "{shorten(fixed, 200)}"', fixed=fixed)
     said = str(error).removeprefix(f"{where}: ")
     if "no words" in said or "is empty" in said:
         return Finding("empty-turn", where, said)
     return Finding("speaker-tag", where, said)
-
-
-def fix_tags(text: str) -> str | None:
-    r"""The script with its speaker tags in the right spelling; None if it cannot be told who speaks.
-
-    Labels in another spelling get a number each: their own if they have one, else one in order of appearance. A line
-    without a label belongs to the speaker of the line before it; a text without any label is one turn of Speaker 0.
-
-    >>> fix_tags("[S1] Hello. \n[S2] Good evening.")
-    'Speaker 1: Hello.\nSpeaker 2: Good evening.'
-    >>> fix_tags("Anna went home.")
-    'Speaker 0: Anna went home.'
-    >>> fix_tags("A: Hello.\nHow are you?\nB: Well.")
-    'Speaker 0: Hello. How are you?\nSpeaker 1: Well.'
-    """
-    lines = [line.strip(" \t\r\u200b\u200e\u200f\ufeff") for line in text.split("\n")]
-    turns: list[tuple[int, str]] = []
-    letters: dict[str, int] = {}
-    for line in filter(None, lines):
-        match = TAG.fullmatch(line)
-        if match is None:
-            if NAME.match(line):
-                return None
-            number, before = turns.pop() if turns else (0, "")
-            turns.append((number, f"{before} {line}".strip()))
-        else:
-            label = match["number"] or match["bare"]
-            number = int(label) if label.isdecimal() else letters.setdefault(label.upper(), len(letters))
-            turns.append((number, match["said"].strip()))
-    fixed = "\n".join(f"Speaker {number}: {said}" for number, said in turns)
-    try:
-        parse_script(fixed, "")
-    except DataError:
-        return None
-    return fixed
 
 
 def _check_words(said: str, where: str) -> Iterator[Finding]:

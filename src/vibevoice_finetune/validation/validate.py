@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ, AudioError
 from vibevoice_finetune.audio.source import AudioSource
-from vibevoice_finetune.data.prompt import num_speakers, parse_script
 from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.data.script import num_speakers, parse_script
 from vibevoice_finetune.validation import audio_checks, duplicates, words_and_voices
 from vibevoice_finetune.validation.findings import KINDS, Finding, Severity, by_kind
 from vibevoice_finetune.validation.listen import Ears, Heard, Job, header_seconds, listen

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.data.prompt import shorten
+from vibevoice_finetune.data.script import shorten
 from vibevoice_finetune.errors import require
 from vibevoice_finetune.validation.findings import Finding
 from vibevoice_finetune.validation.text_checks import normalised

@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 from vibevoice_finetune.data import script
-from vibevoice_finetune.data.script import Turn, check_said, parse_script
+from vibevoice_finetune.data.script import Turn, check_said, corrected_script, parse_script
 from vibevoice_finetune.errors import DataError
 
 
@@ -179,3 +179,31 @@ def test_messages_show_no_control_characters() -> None:
 def test_a_turn_from_json_is_one_line() -> None:
     assert check_said(" Hello\n there. ", "turn 1") == "Hello there."
     assert parse_script("Speaker 0: Hello there.", "x") == (Turn(0, check_said("Hello there.", "turn 1")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "corrected"),
+    [
+        ("[S1] Hello.", "Speaker 1: Hello."),
+        ("[S1]: Hello.", "Speaker 1: Hello."),
+        ("<S2> Hello.", "Speaker 2: Hello."),
+        ("speaker 0 - Hello.", "Speaker 0: Hello."),
+        ("speaker 0 – Hello.", "Speaker 0: Hello."),
+        ("SPEAKER_00: Hello.", "Speaker 0: Hello."),
+        ("[1]: Hello.", "Speaker 1: Hello."),
+        ("A: Hello.\nB: Hi.\nA: Bye.", "Speaker 0: Hello.\nSpeaker 1: Hi.\nSpeaker 0: Bye."),
+        ("Speaker 1: Hello! Speaker 2: Good evening.", "Speaker 1: Hello!\nSpeaker 2: Good evening."),
+        ("[Anna]: Hello.", "Speaker 0: Hello."),
+        ("Hello there.", "Speaker 0: Hello there."),
+        ("10:30 is late.", "Speaker 0: 10:30 is late."),
+        ("I - well, no.", "Speaker 0: I - well, no."),
+        ("7 days are left.", "Speaker 0: 7 days are left."),
+        ("Anna: Hello.", None),
+        ("Speaker 0: ", None),
+        ("", None),
+    ],
+)
+def test_a_script_is_corrected_where_it_is_certain(text: str, corrected: str | None) -> None:
+    assert corrected_script(text) == corrected
+    if corrected is not None:
+        parse_script(corrected, "here")

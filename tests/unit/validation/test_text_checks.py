@@ -3,7 +3,6 @@ import pytest
 from vibevoice_finetune.validation.text_checks import (
     check_letters,
     check_script,
-    fix_tags,
     normalised,
     spoken_length,
 )
@@ -15,37 +14,6 @@ def kinds(text: str) -> list[str]:
 
 def test_a_plain_script_has_no_findings() -> None:
     assert kinds("Speaker 0: The kettle was still warm.\nSpeaker 1: “Well”, she said – it isn't mine!") == []
-
-
-@pytest.mark.parametrize(
-    ("text", "fixed"),
-    [
-        ("[S1] Hello.", "Speaker 1: Hello."),
-        ("[S1]: Hello.", "Speaker 1: Hello."),
-        ("<S2> Hello.", "Speaker 2: Hello."),
-        ("(Speaker 1) Hello.", "Speaker 1: Hello."),
-        ("speaker 0 - Hello.", "Speaker 0: Hello."),
-        ("speaker 0 – Hello.", "Speaker 0: Hello."),
-        ("SPEAKER_00: Hello.", "Speaker 0: Hello."),
-        ("[1]: Hello.", "Speaker 1: Hello."),
-        ("1: Hello.\n2: Hi.", "Speaker 1: Hello.\nSpeaker 2: Hi."),
-        ("A: Hello.\nB: Hi.\nA: Bye.", "Speaker 0: Hello.\nSpeaker 1: Hi.\nSpeaker 0: Bye."),
-        ("Speaker 0\uff1a Hello.", "Speaker 0: Hello."),
-        ("\u200bSpeaker 0: Hello.", "Speaker 0: Hello."),
-        ("Hello there.", "Speaker 0: Hello there."),
-        ("Speaker 1: Hello.\nHow are you?", "Speaker 1: Hello. How are you?"),
-        ("10:30 is late.", "Speaker 0: 10:30 is late."),
-        ("I - well, no.", "Speaker 0: I - well, no."),
-        ("7 days are left.", "Speaker 0: 7 days are left."),
-    ],
-)
-def test_tags_in_another_spelling(text: str, fixed: str) -> None:
-    assert fix_tags(text) == fixed
-
-
-@pytest.mark.parametrize("text", ["Anna: Hello.", "Note: closed on Mondays", "Speaker 0: ", ""])
-def test_nothing_is_proposed_where_nobody_can_know(text: str) -> None:
-    assert fix_tags(text) is None
 
 
 def test_a_tag_is_shown_as_it_should_be() -> None:
