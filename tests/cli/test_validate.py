@@ -88,6 +88,19 @@ def test_mistakes_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_train_says_the_cheap_part_by_itself(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in (data / "good.jsonl").read_text().splitlines()][:2]
+    rows[1]["text"] = "Speaker 0: There were 12 of them."
+    (data / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model_name_or_path", str(tiny_checkpoint), "--latents_dir", str(tmp_path / "latents")]
+    assert main(["encode", "--train_jsonl", str(data / "digits.jsonl"), *words]) == 0
+    said = [record.getMessage() for record in caplog.records if "vibevoice-finetune validate" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("1 row: digits in the text, first digits.jsonl:2: ")
+
+
 def test_a_saved_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import datasets
 

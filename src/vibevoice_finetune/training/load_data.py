@@ -35,6 +35,7 @@ from vibevoice_finetune.latents.arithmetic import fastest
 from vibevoice_finetune.latents.fill import FillReport, fill
 from vibevoice_finetune.latents.processes import started_together
 from vibevoice_finetune.latents.store import LatentStore, Segment
+from vibevoice_finetune.validation.validate import cheap_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def load_data(arguments: Arguments) -> LoadedData:
     model_facts = facts(checkpoint.config)
     bad_rows = BadRows(data.on_bad_row)
     splits = read_splits(arguments, cache_dir, bad_rows)
+    for line in cheap_warnings(splits.get("train", ())) if arguments.loop.process_index == 0 else ():
+        logger.warning("%s", line)
     total = sum(map(len, splits.values())) + bad_rows.counts.total()
     requests = {name: _requests(arguments, rows, special, bad_rows) for name, rows in splits.items()}
     fingerprint = encoder_fingerprint(checkpoint)

@@ -5,7 +5,7 @@ in every line that is JSON, so that a row with a missing file is also told about
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from vibevoice_finetune.data.rows import BadRows, Columns, Row
 from vibevoice_finetune.data.script import check_voice_count, num_speakers, parse_script
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.validation.findings import Finding
-from vibevoice_finetune.validation.text_checks import check_letters, check_script
+from vibevoice_finetune.validation.text_checks import check_letters, check_script, check_words
 
 KIND_OF_REASON = {
     "missing file": "missing-file",
@@ -91,12 +91,13 @@ def read_hub(
     return _checked(list(rows), [(row.where, row.text) for row in rows], collected)
 
 
-def check_rows(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Everything about scripts and the number of prompts, without a look at the disk."""
+def check_rows(rows: Iterable[Row]) -> Iterator[Finding]:
+    """What can be wrong with the words of scripts that `train` takes."""
+    texts = []
     for row in rows:
-        yield from check_script(row.text, row.where)
-        yield from _check_prompts(row)
-    yield from check_letters([(row.where, row.text) for row in rows])
+        texts.append((row.where, row.text))
+        yield from check_words(row.text, row.where)
+    yield from check_letters(texts)
 
 
 def _checked(rows: Sequence[Row], texts: Sequence[tuple[str, str]], collected: Collected) -> ReadRows:

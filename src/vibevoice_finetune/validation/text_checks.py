@@ -18,11 +18,19 @@ CONTROL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
 MARKUP = re.compile(
     r"</?[A-Za-z][^<>\n]{0,80}>|&(?:#\d{1,7}|[A-Za-z]{2,8});|\[[^\]\n]{1,40}\]|\*[^*\n]{1,60}\*|`[^`\n]*`|https?://|\\[a-z]\b"
 )
+TAGS = re.compile(r"^\s*speaker\s*\d+\s*[:\uFF1A]", re.IGNORECASE | re.MULTILINE)
 DIGITS = re.compile(r"\d+(?:[.,:/]\d+)*")
 ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|approx|Nr|bzw|usw|ca|evtl)\.|\b(?:e\.g|i\.e|z\.B|d\.h|u\.a|a\.m|p\.m)\b"
     r"|\b(?:km|kg|cm|mm|kHz|Hz|mph|km/h)\b|[%&@#+=€$£§°~^_|]",
 )
+
+SIGNS = frozenset("0123456789<>&[]*`%@#+=$~^_|\\/")
+MAYBE_ABBREVIATION = re.compile(
+    r"(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|approx|Nr|bzw|usw|ca|evtl)\.|e\.g|i\.e|z\.B|d\.h|u\.a|a\.m|p\.m|km|kg|cm|mm|Hz|mph"
+)
+"""Of what markup, digits and abbreviations begin with: without any, there is none. It begins with letters and not with
+a border of words, which `re` searches for five times as fast."""
 
 RARE_SHARE = 0.005
 ENOUGH_ROWS = 50
@@ -38,12 +46,11 @@ def check_script(text: str, where: str) -> Iterator[Finding]:
         yield Finding("control-token", where, f'"{token[0]}" in "{shorten(text)}"')
         return
     try:
-        turns = parse_script(text, where)
+        parse_script(text, where)
     except DataError as error:
         yield _refused(text, where, error)
         return
-    for turn in turns:
-        yield from _check_words(turn.text, where)
+    yield from check_words(text, where)
 
 
 def _refused(text: str, where: str, error: DataError) -> Finding:
@@ -56,15 +63,22 @@ def _refused(text: str, where: str, error: DataError) -> Finding:
     return Finding("speaker-tag", where, said)
 
 
-def _check_words(said: str, where: str) -> Iterator[Finding]:
+def check_words(text: str, where: str) -> Iterator[Finding]:
+    """Whether a script holds what cannot be read aloud, or only in several ways; its tags are no part of that."""
+    said = TAGS.sub("", text)
+    if said.isascii() and not SIGNS & set(said):
+        # Nine rows of ten end here: 5 µs instead of 12.
+        if MAYBE_ABBREVIATION.search(said) and (short := ABBREVIATION.search(said)):
+            yield Finding("abbreviation", where, f'"{short[0]}" in "{shorten(text)}"')
+        return
     markup = MARKUP.search(said)
     if markup:
-        yield Finding("markup", where, f'"{shorten(markup[0])}" in "{shorten(said)}"')
+        yield Finding("markup", where, f'"{shorten(markup[0])}" in "{shorten(text)}"')
     if digits := DIGITS.search(said):
-        yield Finding("digits", where, f'"{digits[0]}" in "{shorten(said)}"')
+        yield Finding("digits", where, f'"{digits[0]}" in "{shorten(text)}"')
     short = None if markup else ABBREVIATION.search(said)
     if short:
-        yield Finding("abbreviation", where, f'"{short[0]}" in "{shorten(said)}"')
+        yield Finding("abbreviation", where, f'"{short[0]}" in "{shorten(text)}"')
 
 
 def check_letters(texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
@@ -129,10 +143,10 @@ def spoken_length(text: str) -> int:
     >>> spoken_length("Speaker 0: Well, no.")
     6
     """
-    return sum(character.isalnum() for character in re.sub(r"(?im)^\s*speaker\s*\d+\s*:", "", text))
+    return sum(character.isalnum() for character in TAGS.sub("", text))
 
 
 def normalised(text: str) -> str:
     """A script as a listener would compare it: without tags, case, signs and spaces."""
-    bare = re.sub(r"(?im)^\s*speaker\s*\d+\s*:", " ", text)
+    bare = TAGS.sub(" ", text)
     return " ".join(re.findall(r"\w+", bare.casefold()))
