@@ -21,8 +21,12 @@ class DataError(UserError):
     """A row, a file or a data set that cannot be trained on."""
 
 
-class CheckpointError(UserError):
+class BaseModelError(UserError):
     """A model folder, its configuration, its weights or its text tokenizer."""
+
+
+class RunCheckpointError(UserError):
+    """A folder `checkpoint-N` that a run cannot go on from."""
 
 
 class AdapterError(UserError):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.save import save_adapter
-from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_base_model
 from vibevoice_finetune.commands import table
 
 
@@ -21,7 +21,7 @@ def model(golden_dir: Path) -> str:
 
 @pytest.fixture(scope="module")
 def adapter(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_base_model(model)
     loaded = load_for_training(checkpoint, torch.float32, "cpu")
     plan = AdapterPlan(2, 4, 0.0, ("q_proj",), "lora", train_connectors=False)
     attach(loaded, plan)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.save import save_adapter
-from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_base_model
 from vibevoice_finetune.commands import table
 from vibevoice_finetune.commands.generate import GenerateFlags, parse
 from vibevoice_finetune.generation import generate as generate_room
@@ -55,7 +55,7 @@ def talkative(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def adapter(talkative: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of it, trained with voice prompts as it says; as a run leaves it, in `lora/`."""
-    checkpoint = open_checkpoint(str(talkative))
+    checkpoint = open_base_model(str(talkative))
     model = load_for_training(checkpoint, torch.float32, "cpu")
     plan = AdapterPlan(4, 8, 0.0, ("q_proj",), "frozen", train_connectors=False)
     attach(model, plan)

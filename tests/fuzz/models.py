@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from vibevoice_finetune.base_model.load import load_for_generation, open_checkpoint, with_special_tokens
+from vibevoice_finetune.base_model.load import load_for_generation, open_base_model, with_special_tokens
 from vibevoice_finetune.base_model.processor import write_native_files
-from vibevoice_finetune.base_model.random_model import write_random_checkpoint
+from vibevoice_finetune.base_model.random_model import write_random_model
 from vibevoice_finetune.base_model.tensor_names import to_native
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.base_model.weights import index_weights, read_tensors, write_weights
@@ -48,8 +48,8 @@ class Model:
 
 def make_models(folder: Path) -> tuple[Model, Model]:
     """A tiny model in the original layout and the same, sharded, in the native one."""
-    original = write_random_checkpoint(folder / "original")
-    opened = open_checkpoint(str(original))
+    original = write_random_model(folder / "original")
+    opened = open_base_model(str(original))
     tokenizer = load_tokenizer(opened)
     opened = with_special_tokens(opened, special_tokens(tokenizer))
     native = folder / "native"
@@ -70,7 +70,7 @@ def _stored(index: Any) -> Iterator[tuple[Any, torch.Tensor]]:
 def use(folder: Path) -> bool:
     """What `generate` does before it speaks; whether it went well rather than being refused with a message."""
     try:
-        model = open_checkpoint(str(folder))
+        model = open_base_model(str(folder))
         tokenizer = load_tokenizer(model)
         special = special_tokens(tokenizer)
         model = with_special_tokens(model, special)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from vibevoice_finetune.base_model import parts
-from vibevoice_finetune.base_model.load import load_for_generation, open_checkpoint
+from vibevoice_finetune.base_model.load import load_for_generation, open_base_model
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens, label_text
@@ -33,7 +33,7 @@ def golden(name):
 
 
 def load(name):
-    checkpoint = open_checkpoint(str(GOLDEN / name / "checkpoint"))
+    checkpoint = open_base_model(str(GOLDEN / name / "checkpoint"))
     return load_for_generation(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
 
 

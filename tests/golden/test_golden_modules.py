@@ -15,12 +15,12 @@ from transformers import VibeVoiceForConditionalGeneration
 
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.load import (
-    Checkpoint,
+    BaseModel,
     SpeechEncoders,
     load_encoders,
     load_for_generation,
     load_for_training,
-    open_checkpoint,
+    open_base_model,
 )
 from vibevoice_finetune.latents.shards import Part
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Golden:
-    checkpoint: Checkpoint
+    checkpoint: BaseModel
     expected: dict[str, Tensor]
     whole: VibeVoiceForConditionalGeneration
     training: VibeVoiceForConditionalGeneration
@@ -38,7 +38,7 @@ class Golden:
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
 def golden(request: pytest.FixtureRequest, golden_dir: Path) -> Golden:
-    checkpoint = open_checkpoint(str(golden_dir / request.param / "checkpoint"))
+    checkpoint = open_base_model(str(golden_dir / request.param / "checkpoint"))
     return Golden(
         checkpoint=checkpoint,
         expected=load_file(golden_dir / request.param / "expected.safetensors"),

@@ -23,7 +23,7 @@ from vibevoice_finetune.base_model.load import (
     SpeechEncoders,
     load_encoders,
     load_for_training,
-    open_checkpoint,
+    open_base_model,
     with_special_tokens,
 )
 from vibevoice_finetune.data.collate import Batch, collate
@@ -68,7 +68,7 @@ def load(model_dir: Path, processor_dir: Path | None) -> Setup:
     processor = None if processor_dir is None else str(processor_dir)
     source = ModelSource(str(model_dir), dtype=torch.float32, device="cpu", processor_name_or_path=processor)
     speaker = load_speech_model(source)
-    checkpoint = with_special_tokens(open_checkpoint(str(model_dir)), speaker.special)
+    checkpoint = with_special_tokens(open_base_model(str(model_dir)), speaker.special)
     objective = Objective(load_for_training(checkpoint, torch.float32, "cpu"), speaker.special).eval()
     encoders = load_encoders(checkpoint, torch.float32, "cpu")
     hop = parts.facts(checkpoint.config).hop_length

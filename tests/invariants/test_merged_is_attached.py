@@ -18,7 +18,7 @@ from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.merge import ExportRequest, export
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model.config import Layout
-from vibevoice_finetune.base_model.load import model_fingerprint, open_checkpoint
+from vibevoice_finetune.base_model.load import model_fingerprint, open_base_model
 from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,
@@ -130,7 +130,7 @@ def trained(request: pytest.FixtureRequest, golden_dir: Path, tmp_path_factory: 
         for parameter in trainable_parameters(speaker.model).values():
             parameter.add_(0.1 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("adapter") / "lora"
-    fingerprint = model_fingerprint(open_checkpoint(base.name_or_path))
+    fingerprint = model_fingerprint(open_base_model(base.name_or_path))
     save_adapter(speaker.model, plan, folder, AdapterInfo(base.name_or_path, fingerprint, expects_voice_prompt=False))
     return Trained(base, folder, speak(speaker))
 

@@ -23,7 +23,7 @@ from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.audio.source import AudioSource, parse_audio
 from vibevoice_finetune.base_model import parts
-from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_checkpoint
+from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint, open_base_model
 from vibevoice_finetune.data.collate import collate
 from vibevoice_finetune.data.dataset import Example
 from vibevoice_finetune.data.prompt import TokenSequence, training_sequence
@@ -130,7 +130,7 @@ def learned(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Learn
     voice_VC = encode_voice(speaker.model, voice).numpy()
     sequence = training_sequence(speaker.encode, speaker.special, script.turns, [len(voice_VC)], FRAMES)
 
-    checkpoint = open_checkpoint(base.name_or_path)
+    checkpoint = open_base_model(base.name_or_path)
     model = load_for_training(checkpoint, torch.float32, "cpu")
     torch.manual_seed(0)
     attach(model, PLAN)

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vibevoice_finetune.base_model import parts, tensor_names
-from vibevoice_finetune.errors import ArgumentError, CheckpointError
+from vibevoice_finetune.errors import ArgumentError, RunCheckpointError
 
 # PEFT can hold several adapters in a layer; here is one, by the name that PEFT gives a first one.
 ADAPTER = "default"
@@ -128,18 +128,18 @@ def check_state(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tens
     """Refuse a checkpoint's tensors that are not those of these parameters.
 
     Raises:
-        CheckpointError: other tensors are trained now, or one has another shape or dtype.
+        RunCheckpointError: other tensors are trained now, or one has another shape or dtype.
     """
     missing, left_over = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
     if missing or left_over:
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"{where}: its trained tensors are not the ones trained now: missing {_some(missing)}, "
             f"left over {_some(left_over)}; go on with the flags that the run began with."
         )
     for name, parameter in parameters.items():
         found = state[name]
         if found.shape != parameter.shape or found.dtype != parameter.dtype:
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"{where}: tensor {name} is {found.dtype} of shape {tuple(found.shape)}; expected {parameter.dtype} of "
                 f"shape {tuple(parameter.shape)}; go on with the flags that the run began with."
             )

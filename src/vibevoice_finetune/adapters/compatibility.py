@@ -79,7 +79,7 @@ def lines_for_adapter(contents: AdapterContents, task_type: str | None) -> Itera
     yield f"  PEFT, on the Qwen2 model inside: {_peft(contents, task_type)}"
 
 
-def lines_for_checkpoint(native: bool) -> Iterator[str]:
+def lines_for_base_model(native: bool) -> Iterator[str]:
     """Who reads a checkpoint of this layout."""
     yield "  vibevoice-finetune"
     if native:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vibevoice_finetune.adapters.check import base_tensors, check_records, compare_language_model, open_for
-from vibevoice_finetune.adapters.compatibility import lines_for_adapter, lines_for_checkpoint
+from vibevoice_finetune.adapters.compatibility import lines_for_adapter, lines_for_base_model
 from vibevoice_finetune.adapters.files import check_finite, read_json
 from vibevoice_finetune.adapters.read import (
     CONFIG_FILE,
@@ -30,14 +30,14 @@ from vibevoice_finetune.adapters.read import (
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import (
-    Checkpoint,
+    BaseModel,
     encoder_fingerprint,
     model_fingerprint,
     weight_index,
 )
 from vibevoice_finetune.base_model.parts import facts, tensor_shapes
 from vibevoice_finetune.base_model.weights import read_tensors
-from vibevoice_finetune.errors import AdapterError, CheckpointError
+from vibevoice_finetune.errors import AdapterError, BaseModelError
 from vibevoice_finetune.files.headers import StoredTensor
 
 
@@ -111,7 +111,7 @@ class Inspection:
         return [*self.heading, *(part.line() for part in self.parts), "read by", *self.readers]
 
 
-def inspect_adapter(folder: Path, base: Checkpoint | None) -> Inspection:
+def inspect_adapter(folder: Path, base: BaseModel | None) -> Inspection:
     """Look into an adapter folder of any known shape.
 
     Args:
@@ -120,7 +120,7 @@ def inspect_adapter(folder: Path, base: Checkpoint | None) -> Inspection:
 
     Raises:
         AdapterError: the folder is not whole, or does not fit the base.
-        CheckpointError: the base's weights cannot be used.
+        BaseModelError: the base's weights cannot be used.
     """
     if base is None:
         contents = open_adapter(folder)
@@ -150,7 +150,7 @@ def inspect_adapter(folder: Path, base: Checkpoint | None) -> Inspection:
     return Inspection(heading, parts, tuple(lines_for_adapter(contents, _task_type(contents))), tuple(warnings))
 
 
-def inspect_checkpoint(checkpoint: Checkpoint, base: Checkpoint | None) -> Inspection:
+def inspect_base_model(checkpoint: BaseModel, base: BaseModel | None) -> Inspection:
     """Look into a checkpoint of either layout.
 
     Args:
@@ -158,10 +158,10 @@ def inspect_checkpoint(checkpoint: Checkpoint, base: Checkpoint | None) -> Inspe
         base: the model to hold it against, in either layout.
 
     Raises:
-        CheckpointError: weights are missing, damaged, or the two models have different shapes.
+        BaseModelError: weights are missing, damaged, or the two models have different shapes.
     """
     if base is not None and tensor_shapes(checkpoint.config) != tensor_shapes(base.config):
-        raise CheckpointError(
+        raise BaseModelError(
             f"{checkpoint.source}: has other tensors than {base.source}, so they cannot be compared; give the base "
             "model of the same size as --model_name_or_path"
         )
@@ -190,13 +190,11 @@ def inspect_checkpoint(checkpoint: Checkpoint, base: Checkpoint | None) -> Inspe
         f"model {checkpoint.source}: {checkpoint.layout.value} layout, weights in {num_files} file(s), "
         f"{sum(part.num_parameters for part in parts):,} parameters"
     )
-    readers = tuple(lines_for_checkpoint(checkpoint.layout is Layout.NATIVE))
+    readers = tuple(lines_for_base_model(checkpoint.layout is Layout.NATIVE))
     return Inspection((heading, *_checkpoint_facts(checkpoint)), parts, readers, ())
 
 
-def _copy_warning(
-    contents: AdapterContents, base: Checkpoint | None, tensors: Mapping[str, StoredTensor]
-) -> str | None:
+def _copy_warning(contents: AdapterContents, base: BaseModel | None, tensors: Mapping[str, StoredTensor]) -> str | None:
     """What to say of a whole language model beside the parts; one that differs from the base is only reported."""
     if not contents.language_model_copy:
         return None
@@ -212,7 +210,7 @@ def _copy_warning(
         return str(error)
 
 
-def _checkpoint_facts(checkpoint: Checkpoint) -> Iterator[str]:
+def _checkpoint_facts(checkpoint: BaseModel) -> Iterator[str]:
     known = facts(checkpoint.config)
     output = "tied to the embedding" if known.tied else "of its own"
     yield (

@@ -25,9 +25,9 @@ from vibevoice_finetune.adapters.files import is_file_inside
 from vibevoice_finetune.adapters.read import open_adapter
 from vibevoice_finetune.base_model.config import Layout, config_to_original
 from vibevoice_finetune.base_model.load import (
-    Checkpoint,
+    BaseModel,
     model_fingerprint,
-    open_checkpoint,
+    open_base_model,
     weight_index,
     with_special_tokens,
 )
@@ -43,7 +43,7 @@ from vibevoice_finetune.base_model.stored_types import FLOATS_8
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.base_model.weights import MAX_SHARD_BYTES, read_tensors, write_weights
-from vibevoice_finetune.errors import ArgumentError, CheckpointError, shown
+from vibevoice_finetune.errors import ArgumentError, BaseModelError, shown
 from vibevoice_finetune.files.atomic import write_json, writing_folder
 from vibevoice_finetune.files.headers import StoredTensor
 from vibevoice_finetune.files.locks import locked
@@ -143,7 +143,7 @@ def export(request: ExportRequest) -> Exported:
 
     Raises:
         ArgumentError: the output is there already or cannot be made.
-        CheckpointError: the base or its text tokenizer cannot be used, its configuration cannot be expressed in the
+        BaseModelError: the base or its text tokenizer cannot be used, its configuration cannot be expressed in the
             other layout, or a value to be written is not finite; nothing is left behind.
         AdapterError: the adapter cannot be read or does not fit.
         WriteError: the output cannot be written; nothing is left behind.
@@ -157,7 +157,7 @@ def export(request: ExportRequest) -> Exported:
 
 
 def _export(request: ExportRequest, output: Path) -> Exported:
-    checkpoint = open_checkpoint(request.name_or_path, request.cache_dir)
+    checkpoint = open_base_model(request.name_or_path, request.cache_dir)
     layout = request.layout or checkpoint.layout
     tokenizer = _tokenizer(checkpoint, layout, request)
     if layout is Layout.NATIVE and tokenizer is not None:
@@ -233,9 +233,9 @@ def _check_finite(stored: StoredTensor, base: Tensor, value: Tensor) -> None:
         return
     where = f"{stored.file}: tensor {shown(stored.name)}"
     if not _finite(base):
-        raise CheckpointError(f"{where} has values that are not finite numbers; download the model again")
+        raise BaseModelError(f"{where} has values that are not finite numbers; download the model again")
     dtype = str(value.dtype).removeprefix("torch.")
-    raise CheckpointError(
+    raise BaseModelError(
         f"{where} would have values that are not finite numbers in {dtype} after merging; "
         "nothing was written; choose --dtype bf16 or float32, or a smaller --adapter_scale"
     )
@@ -245,7 +245,7 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
 
 
-def _config_json(checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype | None) -> Json:
+def _config_json(checkpoint: BaseModel, layout: Layout, dtype: torch.dtype | None) -> Json:
     """The result's `config.json`: the base's own where the layout stays, so that nothing it says is lost."""
     if layout is Layout.NATIVE:
         config: Json = json.loads(checkpoint.config.to_json_string())
@@ -273,7 +273,7 @@ def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tokenizer(checkpoint: Checkpoint, layout: Layout, request: ExportRequest) -> Qwen2Tokenizer | None:
+def _tokenizer(checkpoint: BaseModel, layout: Layout, request: ExportRequest) -> Qwen2Tokenizer | None:
     """The text tokenizer to be written; None where the base's own files are copied as they are."""
     copies = checkpoint.layout is layout and (layout is Layout.ORIGINAL or _has_processor(checkpoint))
     if copies and request.processor_name_or_path is None:
@@ -281,11 +281,11 @@ def _tokenizer(checkpoint: Checkpoint, layout: Layout, request: ExportRequest) -
     return load_tokenizer(checkpoint, request.processor_name_or_path, request.cache_dir)
 
 
-def _has_processor(checkpoint: Checkpoint) -> bool:
+def _has_processor(checkpoint: BaseModel) -> bool:
     return all((checkpoint.folder / name).is_file() for name in (PROCESSOR_FILE, TEMPLATE_FILE))
 
 
-def _write_small_files(folder: Path, checkpoint: Checkpoint, layout: Layout, tokenizer: Qwen2Tokenizer | None) -> None:
+def _write_small_files(folder: Path, checkpoint: BaseModel, layout: Layout, tokenizer: Qwen2Tokenizer | None) -> None:
     if checkpoint.layout is layout:
         for name in _SMALL_FILES:
             if is_file_inside(checkpoint.folder, name):
@@ -299,7 +299,7 @@ def _write_small_files(folder: Path, checkpoint: Checkpoint, layout: Layout, tok
         tokenizer.save_pretrained(folder)
 
 
-def _base_warnings(checkpoint: Checkpoint, adapter: Path, tensors: Mapping[str, StoredTensor]) -> list[str]:
+def _base_warnings(checkpoint: BaseModel, adapter: Path, tensors: Mapping[str, StoredTensor]) -> list[str]:
     contents = open_adapter(adapter)
     warnings = list(contents.warnings)
     copied = compare_language_model(contents, base_tensors(tensors))

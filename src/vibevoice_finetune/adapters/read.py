@@ -34,7 +34,7 @@ from vibevoice_finetune.adapters.files import Stored, is_file_inside, read_tenso
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, FileRecord, read_info
 from vibevoice_finetune.adapters.lora_config import LoraRules, read_lora_rules
 from vibevoice_finetune.base_model import tensor_names
-from vibevoice_finetune.errors import AdapterError, CheckpointError, shown
+from vibevoice_finetune.errors import AdapterError, BaseModelError, shown
 from vibevoice_finetune.files.atomic import settle
 
 
@@ -374,7 +374,7 @@ def _unwrapped(name: str) -> str:
 def _native_name(block: Block, name: str, stored: Stored) -> str:
     try:
         return tensor_names.to_native(block.original + name)
-    except CheckpointError as error:
+    except BaseModelError as error:
         raise AdapterError(
             f"{stored.where}: the {block.title} of VibeVoice has no such tensor; is this an adapter of another model?"
         ) from error

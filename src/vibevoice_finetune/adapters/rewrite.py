@@ -28,14 +28,14 @@ from vibevoice_finetune.adapters.read import (
 )
 from vibevoice_finetune.adapters.save import AdapterParts, Lora, Tensors, original_name, write_adapter
 from vibevoice_finetune.base_model import tensor_names
-from vibevoice_finetune.base_model.load import Checkpoint, model_fingerprint, weight_index
+from vibevoice_finetune.base_model.load import BaseModel, model_fingerprint, weight_index
 from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.weights import read_tensors
 from vibevoice_finetune.errors import AdapterError, ArgumentError
 from vibevoice_finetune.files.locks import locked
 
 
-def fix_adapter(folder: Path, checkpoint: Checkpoint, output: Path, *, expects_voice_prompt: bool = True) -> None:
+def fix_adapter(folder: Path, checkpoint: BaseModel, output: Path, *, expects_voice_prompt: bool = True) -> None:
     """Rewrite an adapter into the portable layout.
 
     Args:
@@ -47,7 +47,7 @@ def fix_adapter(folder: Path, checkpoint: Checkpoint, output: Path, *, expects_v
     Raises:
         ArgumentError: the output is there already.
         AdapterError: the folder is not whole or does not fit.
-        CheckpointError: the base model's weights cannot be used.
+        BaseModelError: the base model's weights cannot be used.
         WriteError: the output cannot be written; nothing is left of it.
         InUseError: another process is writing there.
     """
@@ -68,7 +68,7 @@ def _check_output(output: Path) -> None:
         raise ArgumentError(f"--fix {output}: {parent} is not a writable folder; name another place")
 
 
-def _parts(contents: AdapterContents, checkpoint: Checkpoint) -> AdapterParts:
+def _parts(contents: AdapterContents, checkpoint: BaseModel) -> AdapterParts:
     found = {part.block: part for part in contents.blocks}
     head = found.get(HEAD, BlockContents(HEAD))
     return AdapterParts(
@@ -83,7 +83,7 @@ def _parts(contents: AdapterContents, checkpoint: Checkpoint) -> AdapterParts:
     )
 
 
-def _info(contents: AdapterContents, checkpoint: Checkpoint, expects_voice_prompt: bool) -> AdapterInfo:
+def _info(contents: AdapterContents, checkpoint: BaseModel, expects_voice_prompt: bool) -> AdapterInfo:
     if contents.info is not None:
         return contents.info
     return AdapterInfo(
@@ -155,7 +155,7 @@ def _lora(part: BlockContents) -> Lora:
 
 
 @torch.no_grad()
-def _head_tensors(part: BlockContents, checkpoint: Checkpoint) -> Tensors:
+def _head_tensors(part: BlockContents, checkpoint: BaseModel) -> Tensors:
     """The whole head by its original names: the trained tensors, and LoRA folded into those or into the base's."""
     tensors: Tensors = {}
     for name, base in read_tensors(weight_index(checkpoint).block(tensor_names.DIFFUSION_HEAD)):

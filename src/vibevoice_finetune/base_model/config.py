@@ -35,7 +35,7 @@ from vibevoice_finetune.base_model.original_config import (
     native_values,
 )
 from vibevoice_finetune.base_model.stored_types import check_quantization_config
-from vibevoice_finetune.errors import CheckpointError, shown
+from vibevoice_finetune.errors import BaseModelError, shown
 from vibevoice_finetune.files.json_objects import read_json_object
 
 # What transformers raises for values that it cannot use, where `config_values` has no rule for them.
@@ -95,18 +95,18 @@ def layout_of(raw: Mapping[str, Any], where: str) -> Layout:
     """Tell the layout of a parsed `config.json` by its keys.
 
     Raises:
-        CheckpointError: it is the configuration of another model, or of a VibeVoice that cannot be tuned here.
+        BaseModelError: it is the configuration of another model, or of a VibeVoice that cannot be tuned here.
     """
     other = _other_variant(raw)
     if other is not None:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{where}: this is {other}, another model than the VibeVoice that is tuned here; "
             "give a VibeVoice 1.5B or 7B model, for example microsoft/VibeVoice-1.5B"
         )
     model_type = raw.get("model_type")
     if model_type != "vibevoice":
         found = "no model_type" if model_type is None else f"model_type {shown(repr(model_type))[:120]}"
-        raise CheckpointError(
+        raise BaseModelError(
             f"{where}: not VibeVoice: found {found}, expected 'vibevoice'; "
             "give a VibeVoice model, for example microsoft/VibeVoice-1.5B"
         )
@@ -119,8 +119,8 @@ def layout_of(raw: Mapping[str, Any], where: str) -> Layout:
     if not missing[layout]:
         return layout
     if len(missing[layout]) <= len(SECTIONS) // 2:
-        raise CheckpointError(f"{where}: lacks {' and '.join(missing[layout])}; download the file again")
-    raise CheckpointError(
+        raise BaseModelError(f"{where}: lacks {' and '.join(missing[layout])}; download the file again")
+    raise BaseModelError(
         f"{where}: the configuration is in neither layout: expected either {', '.join(SECTIONS)} (original) "
         f"or {', '.join(_NATIVE_SECTIONS)} (transformers); found {shown(', '.join(sorted(raw)))}"
     )
@@ -144,7 +144,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
     """The configuration of a base model of either layout.
 
     Raises:
-        CheckpointError: it is not a VibeVoice configuration, or one that transformers' classes cannot express.
+        BaseModelError: it is not a VibeVoice configuration, or one that transformers' classes cannot express.
     """
     if layout_of(raw, where) is Layout.ORIGINAL:
         return config_to_native(raw, where)
@@ -155,7 +155,7 @@ def config_to_native(raw: Mapping[str, Any], where: str) -> VibeVoiceConfig:
     """The configuration that an original `config.json` describes; `where` is what to call it in messages.
 
     Raises:
-        CheckpointError: a key is missing, or has a value that transformers' classes cannot express.
+        BaseModelError: a key is missing, or has a value that transformers' classes cannot express.
     """
     return _build(native_values(raw, where), Words(where, original=True))
 
@@ -166,13 +166,13 @@ def config_to_original(config: VibeVoiceConfig) -> Json:
     `tie_word_embeddings` stands at the top level too: the original's readers look there, and tie by default.
 
     Raises:
-        CheckpointError: the configuration has a value for which the original layout has no word.
+        BaseModelError: the configuration has a value for which the original layout has no word.
     """
     for section, fixed in _NATIVE_ONLY.items():
         values = getattr(config, section).to_dict()
         for key, expected in fixed.items():
             if values[key] != expected:
-                raise CheckpointError(
+                raise BaseModelError(
                     f"{section}.{key} is {values[key]!r}; the original layout can only express {expected!r}; "
                     "keep the native layout for this model"
                 )
@@ -233,20 +233,20 @@ def check_sampling_rate(folder: Path) -> None:
     """Refuse a `preprocessor_config.json` that asks for another sampling rate.
 
     Raises:
-        CheckpointError: it does, or it is damaged.
+        BaseModelError: it does, or it is damaged.
     """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return
-    raw = read_json_object(path, CheckpointError, "download it again")
+    raw = read_json_object(path, BaseModelError, "download it again")
     section = raw.get("audio_processor", raw)
     if not isinstance(section, dict):
-        raise CheckpointError(
+        raise BaseModelError(
             f"{path}: audio_processor is {shown(repr(section))[:120]}; expected an object; download the file again"
         )
     rate_hz = section.get("sampling_rate", SAMPLING_RATE_HZ)
     if rate_hz != SAMPLING_RATE_HZ:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{path}: sampling_rate is {shown(repr(rate_hz))[:120]}; VibeVoice and this program work at "
             f"{SAMPLING_RATE_HZ}"
         )
@@ -256,19 +256,19 @@ def check_schedule(folder: Path) -> None:
     """Refuse a `generation_config.json` with another noise schedule than the published one, which training uses.
 
     Raises:
-        CheckpointError: it has another, or it is damaged.
+        BaseModelError: it has another, or it is damaged.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
         return
-    found = read_json_object(path, CheckpointError, "download it again").get("noise_scheduler_config", {})
+    found = read_json_object(path, BaseModelError, "download it again").get("noise_scheduler_config", {})
     if not isinstance(found, dict):
-        raise CheckpointError(
+        raise BaseModelError(
             f"{path}: noise_scheduler_config is {shown(repr(found))[:120]}; expected an object; download the file again"
         )
     for key, expected in NOISE_SCHEDULE.items():
         if found.get(key, expected) != expected:
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{path}: noise_scheduler_config.{key} is {shown(repr(found[key]))[:120]}; this program can only train "
                 f"with {expected!r}"
             )
@@ -281,18 +281,18 @@ def _build(native: Json, words: Words) -> VibeVoiceConfig:
     for section, kind in kinds.items():
         found = native[section].get("model_type", kind.model_type)
         if found != kind.model_type:
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{where}: {section} is of model_type {shown(repr(found))[:120]}; expected {kind.model_type!r}"
             )
     try:
         config: VibeVoiceConfig = VibeVoiceConfig.from_dict(native)
     except _REFUSALS as error:
-        raise CheckpointError(f"{where}: the configuration is not valid: {' '.join(str(error).split())}") from error
+        raise BaseModelError(f"{where}: the configuration is not valid: {' '.join(str(error).split())}") from error
     parts = dict(zip(_NATIVE_SECTIONS, part_configs(config), strict=True))
     check_fit({section: part.to_dict() | native[section] for section, part in parts.items()}, words)
     audio, semantic, _, _ = part_configs(config)
     if audio.hop_length != semantic.hop_length:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{where}: {words.key('audio_config', 'downsampling_ratios')} makes a frame of {audio.hop_length} samples, "
             f"{words.key('semantic_model_config', 'downsampling_ratios')} one of {semantic.hop_length}; "
             "expected the same"

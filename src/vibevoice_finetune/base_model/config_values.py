@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from vibevoice_finetune.errors import CheckpointError, shown
+from vibevoice_finetune.errors import BaseModelError, shown
 
 Json = dict[str, Any]
 
@@ -164,10 +164,10 @@ class Words:
             key = keys.get(key, key)
         return f"{section}.{key}"
 
-    def wrong(self, section: str, key: str, value: object, expected: object) -> CheckpointError:
+    def wrong(self, section: str, key: str, value: object, expected: object) -> BaseModelError:
         """The error that says what a key holds and what it should."""
         found = shown(repr(value))
-        return CheckpointError(
+        return BaseModelError(
             f"{self.where}: {self.key(section, key)} is {found[:120]}; expected {expected}; download the file again"
         )
 
@@ -176,12 +176,12 @@ def check_values(native: Mapping[str, Any], words: Words) -> None:
     """Look at each value by itself; keys that are absent have the classes' defaults.
 
     Raises:
-        CheckpointError: a value has another type than it must have, or is out of range.
+        BaseModelError: a value has another type than it must have, or is out of range.
     """
     for section, rules in RULES.items():
         values = native[section]
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"{words.where}: {section} is {shown(repr(values))[:120]}; expected an object")
+            raise BaseModelError(f"{words.where}: {section} is {shown(repr(values))[:120]}; expected an object")
         for key, rule in rules.items():
             if key in values and not rule.holds(values[key]):
                 raise words.wrong(section, key, values[key], rule)
@@ -192,7 +192,7 @@ def check_values(native: Mapping[str, Any], words: Words) -> None:
     for where, values in (("", native), *((f"{section}.", native[section]) for section in RULES)):
         for key in ("dtype", "torch_dtype"):
             if values.get(key) is not None and values[key] not in DTYPES:
-                raise CheckpointError(
+                raise BaseModelError(
                     f"{words.where}: {where}{key} is {shown(repr(values[key]))[:120]}; expected one of "
                     f"{', '.join(DTYPES)}; download the file again"
                 )
@@ -206,7 +206,7 @@ def check_fit(values: Mapping[str, Mapping[str, Any]], words: Words) -> None:
         words: names them.
 
     Raises:
-        CheckpointError: two of them do not fit each other.
+        BaseModelError: two of them do not fit each other.
     """
     text, head, audio = values["text_config"], values["diffusion_head_config"], values["audio_config"]
     for size, heads in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 from vibevoice_finetune.files.names import near_miss
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -72,24 +72,22 @@ def locate(name_or_path: str, wanted: Wanted, cache_dir: Path | None) -> tuple[P
         The folder, and the repository if it was one.
 
     Raises:
-        CheckpointError: there is no such folder and no such repository, or it cannot be downloaded.
+        BaseModelError: there is no such folder and no such repository, or it cannot be downloaded.
     """
     if not name_or_path.strip():
-        raise CheckpointError(
-            f"the name of the {wanted.what} is empty; expected its folder, or a repository of the Hub"
-        )
+        raise BaseModelError(f"the name of the {wanted.what} is empty; expected its folder, or a repository of the Hub")
     with _explaining_bad_paths(name_or_path):
         path = Path(name_or_path).expanduser()
         if path.is_dir():
             if not os.access(path, os.R_OK | os.X_OK):
-                raise CheckpointError(f"{name_or_path}: the folder may not be read; check its permissions")
+                raise BaseModelError(f"{name_or_path}: the folder may not be read; check its permissions")
             return _snapshot(path), None
         if path.is_file():
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{name_or_path}: is a file; give the folder that it is in ({path.parent}), or a repository of the Hub"
             )
     if not _REPO_ID.fullmatch(name_or_path):
-        raise CheckpointError(
+        raise BaseModelError(
             f"{name_or_path}: no such folder{_hint(name_or_path)}; expected the folder of a {wanted.what}, or a "
             "repository of the Hub"
         )
@@ -103,7 +101,7 @@ def download(repo_id: str, wanted: Wanted, revision: str | None, cache_dir: Path
     A Hub that does not answer within `HF_HUB_ETAG_TIMEOUT` seconds (10 by default) counts as out of reach.
 
     Raises:
-        CheckpointError: the repository does not exist, may not be read, or cannot be reached and is not in the cache.
+        BaseModelError: the repository does not exist, may not be read, or cannot be reached and is not in the cache.
     """
     _limit_waiting()
     try:
@@ -111,21 +109,21 @@ def download(repo_id: str, wanted: Wanted, revision: str | None, cache_dir: Path
             snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, allow_patterns=list(wanted.patterns))
         )
     except HFValidationError as error:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{repo_id}: no such folder, and not a valid name of a Hub repository{_hint(repo_id)}"
         ) from error
     except GatedRepoError as error:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{repo_id}: its terms must be accepted first; visit https://huggingface.co/{repo_id}, then run: "
             "hf auth login"
         ) from error
     except RepositoryNotFoundError as error:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{repo_id}: no such folder, and no such repository on the Hub{_hint(repo_id)} "
             "(if it is private, run: hf auth login)"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{repo_id}: no such folder{_hint(repo_id)}; as a repository, its {wanted.what} is not complete in the "
             f"cache, and {_trouble(error)}; where there is a connection, run: {wanted.command.format(repo_id)}"
         ) from error
@@ -145,7 +143,7 @@ def _snapshot(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(path.name for path in found[:5]) or "none"
-    raise CheckpointError(
+    raise BaseModelError(
         f"{folder}: is a folder of the Hub's cache with {len(found)} snapshots; give the one to use: "
         f"{snapshots}/NAME with one of these names: {listed}"
     )
@@ -190,9 +188,9 @@ def _explaining_bad_paths(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{name[:200]}: cannot be looked up ({error.strerror}); check the name") from error
+        raise BaseModelError(f"{name[:200]}: cannot be looked up ({error.strerror}); check the name") from error
     except (ValueError, RuntimeError) as error:  # a NUL byte or a lone surrogate; a ~name without a home
-        raise CheckpointError(f"{ascii(name[:200])[1:-1]}: is not the name of a folder ({error})") from error
+        raise BaseModelError(f"{ascii(name[:200])[1:-1]}: is not the name of a folder ({error})") from error
 
 
 def _limit_waiting() -> None:

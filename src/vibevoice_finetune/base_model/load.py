@@ -4,7 +4,7 @@ Why: a base model comes in two layouts, from a folder or the Hub, and a job need
 the speech tokenizers, encoding nothing but them. Each part is read straight from the files into its final type and
 device, one copy in memory, and only after the whole model was found to fit its configuration.
 
-In: what the user typed. Out: a `Checkpoint`, and from it transformers' modules or the encoders; fingerprints by which
+In: what the user typed. Out: a `BaseModel`, and from it transformers' modules or the encoders; fingerprints by which
 latents and adapters know the weights that they belong to.
 """
 
@@ -54,7 +54,7 @@ from vibevoice_finetune.base_model.weights import (
     read_bytes,
 )
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 from vibevoice_finetune.files.headers import StoredTensor
 from vibevoice_finetune.files.json_objects import read_json_object
 from vibevoice_finetune.latents.arithmetic import Arithmetic, computing_in
@@ -69,7 +69,7 @@ _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class BaseModel:
     """A base model whose configuration was read; no weights yet.
 
     Attributes:
@@ -89,23 +89,23 @@ class Checkpoint:
     repository: Repository | None
 
 
-def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpoint:
+def open_base_model(name_or_path: str, cache_dir: Path | None = None) -> BaseModel:
     """Read a base model's configuration from a folder or a repository of the Hub.
 
     Raises:
-        CheckpointError: there is no such model, it is not VibeVoice, or one that cannot be expressed.
+        BaseModelError: there is no such model, it is not VibeVoice, or one that cannot be expressed.
     """
     folder, repository = locate(name_or_path, SETTINGS, cache_dir)
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{name_or_path}: holds an adapter, not a model; give the model that it was trained on"
             )
         inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))[:3]
         hint = f" (did you mean {' or '.join(inside)}?)" if inside else ""
-        raise CheckpointError(f"{name_or_path}: no config.json{hint}; expected the folder of a VibeVoice model")
-    raw = read_json_object(path, CheckpointError, "download it again")
+        raise BaseModelError(f"{name_or_path}: no config.json{hint}; expected the folder of a VibeVoice model")
+    raw = read_json_object(path, BaseModelError, "download it again")
     config = read_config(raw, str(path))
     check_can_be_built(config, str(path))
     check_sampling_rate(folder)
@@ -113,50 +113,50 @@ def open_checkpoint(name_or_path: str, cache_dir: Path | None = None) -> Checkpo
     layout = layout_of(raw, str(path))
     if has_weights(folder):
         index_weights(folder, layout)  # says now what is damaged or quantised, whatever is done with the model
-    return Checkpoint(name_or_path, folder, layout, config, raw, repository)
+    return BaseModel(name_or_path, folder, layout, config, raw, repository)
 
 
-def with_special_tokens(checkpoint: Checkpoint, special: SpecialTokens) -> Checkpoint:
+def with_special_tokens(base: BaseModel, special: SpecialTokens) -> BaseModel:
     """The model with the token ids of its text tokenizer in the configuration, where `generate()` looks them up.
 
     An original configuration has no ids (the native one's defaults are Qwen2.5's), and a native one may be wrong.
 
     Raises:
-        CheckpointError: an id lies beyond the model's vocabulary: the tokenizer belongs to another model.
+        BaseModelError: an id lies beyond the model's vocabulary: the tokenizer belongs to another model.
     """
-    vocab_size = facts(checkpoint.config).vocab_size
+    vocab_size = facts(base.config).vocab_size
     highest = max(special.ids)
     if highest >= vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.source}: the text tokenizer's special tokens have ids up to {highest}, the model's "
+        raise BaseModelError(
+            f"{base.source}: the text tokenizer's special tokens have ids up to {highest}, the model's "
             f"vocabulary ends at {vocab_size - 1}; give the tokenizer of this model with --processor_name_or_path"
         )
-    config = copy.deepcopy(checkpoint.config)
+    config = copy.deepcopy(base.config)
     config.audio_bos_token_id = special.speech_start
     config.audio_eos_token_id = special.speech_end
     config.audio_token_id = special.frame
     config.eos_token_id = special.end_of_text
     config.pad_token_id = special.end_of_text
-    return replace(checkpoint, config=config)
+    return replace(base, config=config)
 
 
-def weight_index(checkpoint: Checkpoint) -> WeightIndex:
+def weight_index(base: BaseModel) -> WeightIndex:
     """The places of all tensors, by native name, after checking that they are exactly those of the configuration.
 
     Downloads the weights if the model is a repository whose weights are not in the cache.
 
     Raises:
-        CheckpointError: no weights, a damaged file, or tensors missing, left over or of another shape.
+        BaseModelError: no weights, a damaged file, or tensors missing, left over or of another shape.
     """
-    folder = checkpoint.folder
-    if checkpoint.repository is not None:
-        where = checkpoint.repository
+    folder = base.folder
+    if base.repository is not None:
+        where = base.repository
         folder = download(where.repo_id, WEIGHTS, where.revision, where.cache_dir)
-    return check_weights(index_weights(folder, checkpoint.layout), tensor_shapes(checkpoint.config))
+    return check_weights(index_weights(folder, base.layout), tensor_shapes(base.config))
 
 
 def load_for_training(
-    checkpoint: Checkpoint,
+    base: BaseModel,
     dtype: torch.dtype,
     device: torch.device | str,
     quantization_config: BitsAndBytesConfig | None = None,
@@ -164,32 +164,32 @@ def load_for_training(
     """Load everything but the speech tokenizers, whose tensors are never read.
 
     Args:
-        checkpoint: what to load.
+        base: what to load.
         dtype: of every tensor but the frequency buffers, which are float32.
         device: where the weights go.
         quantization_config: how to quantise linear layers while loading.
 
     Raises:
-        CheckpointError: as `weight_index`.
+        BaseModelError: as `weight_index`.
     """
-    tensors = weight_index(checkpoint).tensors
+    tensors = weight_index(base).tensors
     needed = {name: at for name, at in tensors.items() if not name.startswith(tensor_names.SPEECH_TOKENIZERS)}
-    return _load(VibeVoiceWithoutTokenizers, checkpoint.config, needed, dtype, device, quantization_config)
+    return _load(VibeVoiceWithoutTokenizers, base.config, needed, dtype, device, quantization_config)
 
 
 def load_for_generation(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str
+    base: BaseModel, dtype: torch.dtype, device: torch.device | str
 ) -> VibeVoiceForConditionalGeneration:
     """Load the whole model, ready for `generate()`.
 
     Its token ids are those of the configuration; see `with_special_tokens`.
 
     Raises:
-        CheckpointError: as `weight_index`.
+        BaseModelError: as `weight_index`.
     """
-    tensors = weight_index(checkpoint).tensors
-    model = _load(VibeVoiceForConditionalGeneration, checkpoint.config, tensors, dtype, device)
-    model.generation_config = GenerationConfig(**generation_settings(checkpoint.config))  # type: ignore[no-untyped-call]  # no types there
+    tensors = weight_index(base).tensors
+    model = _load(VibeVoiceForConditionalGeneration, base.config, tensors, dtype, device)
+    model.generation_config = GenerationConfig(**generation_settings(base.config))  # type: ignore[no-untyped-call]  # no types there
     return model
 
 
@@ -206,15 +206,13 @@ class SpeechEncoders:
         arithmetic: how products of float32 are rounded.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str, arithmetic: Arithmetic
-    ) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, base: BaseModel, dtype: torch.dtype, device: torch.device | str, arithmetic: Arithmetic) -> None:
+        self._checkpoint = base
         self._dtype = dtype
         self._device = torch.device(device)
         self._loaded: tuple[Part, VibeVoiceAcousticTokenizerEncoderModel] | None = None
         self.arithmetic = arithmetic
-        audio, semantic, _, _ = part_configs(checkpoint.config)
+        audio, semantic, _, _ = part_configs(base.config)
         self.hop_length: int = audio.encoder_config.hop_length
         self.acoustic_dim: int = audio.encoder_config.hidden_size
         self.semantic_dim: int = semantic.hidden_size
@@ -232,7 +230,7 @@ class SpeechEncoders:
             Acoustic means (B, F, C) or semantic features (B, F, S), float32, on the encoders' device.
 
         Raises:
-            CheckpointError: as `weight_index`.
+            BaseModelError: as `weight_index`.
         """
         assert waveform_BN.shape[-1] % self.hop_length == 0, "zero-pad the waveform to whole frames first"
         network = self.network(part)
@@ -274,7 +272,7 @@ class SpeechEncoders:
 
 
 def load_encoders(
-    checkpoint: Checkpoint,
+    base: BaseModel,
     dtype: torch.dtype,
     device: torch.device | str,
     arithmetic: Arithmetic = Arithmetic.FLOAT32,
@@ -282,32 +280,32 @@ def load_encoders(
     """The two encoders, to be loaded when they are asked for; no other tensor is read.
 
     Raises:
-        CheckpointError: as `weight_index`.
+        BaseModelError: as `weight_index`.
     """
-    weight_index(checkpoint)
-    return SpeechEncoders(checkpoint, dtype, device, arithmetic)
+    weight_index(base)
+    return SpeechEncoders(base, dtype, device, arithmetic)
 
 
-def encoder_fingerprint(checkpoint: Checkpoint) -> str:
+def encoder_fingerprint(base: BaseModel) -> str:
     """Hex digest of both encoders: their tensors as stored, and the configuration that they compute with.
 
     Equal for both layouts of the same weights; latents of another encoder are told by it.
     """
-    audio, semantic, _, _ = part_configs(checkpoint.config)
+    audio, semantic, _, _ = part_configs(base.config)
     settings = [
         [part.downsampling_ratios, part.rms_norm_eps, part.hidden_act, part.kernel_size] for part in (audio, semantic)
     ]
-    return _fingerprint(weight_index(checkpoint).block(*tensor_names.ENCODERS), json.dumps(settings))
+    return _fingerprint(weight_index(base).block(*tensor_names.ENCODERS), json.dumps(settings))
 
 
-def model_fingerprint(checkpoint: Checkpoint) -> str:
+def model_fingerprint(base: BaseModel) -> str:
     """Hex digest of what a fine-tune starts from: language model, head, connectors, output matrix, scale and bias.
 
     Equal for both layouts of the same weights, and for a tied model whose files hold the output matrix twice.
     """
-    tensors = weight_index(checkpoint).tensors
+    tensors = weight_index(base).tensors
     tuned = {name: at for name, at in tensors.items() if not name.startswith(tensor_names.SPEECH_TOKENIZERS)}
-    _, _, text, _ = part_configs(checkpoint.config)
+    _, _, text, _ = part_configs(base.config)
     return _fingerprint(tuned, json.dumps([text.rope_parameters, text.tie_word_embeddings], sort_keys=True))
 
 

@@ -9,7 +9,7 @@ In: the parsed JSON and what to call its file in messages. Out: a dictionary in 
 from collections.abc import Mapping
 from typing import Any
 
-from vibevoice_finetune.errors import CheckpointError, shown
+from vibevoice_finetune.errors import BaseModelError, shown
 
 Json = dict[str, Any]
 
@@ -87,7 +87,7 @@ def native_values(raw: Mapping[str, Any], where: str) -> Json:
         where: what to call it in messages.
 
     Raises:
-        CheckpointError: a key is missing, or has a value that transformers' classes cannot express.
+        BaseModelError: a key is missing, or has a value that transformers' classes cannot express.
     """
     sections = {name: _Section(raw, name, where) for name in SECTIONS}
     head = sections["diffusion_head_config"]
@@ -131,17 +131,17 @@ class _Section:
     def __init__(self, raw: Mapping[str, Any], name: str, where: str) -> None:
         values = raw.get(name)
         if not isinstance(values, dict):
-            raise CheckpointError(f"{where}: {name} is {shown(repr(values))[:120]}; expected an object")
+            raise BaseModelError(f"{where}: {name} is {shown(repr(values))[:120]}; expected an object")
         self.name, self.where, self.values = name, where, values
 
     def need(self, key: str) -> Any:
         if self.values.get(key) is None:
-            raise CheckpointError(f"{self.where}: {self.name}.{key} is missing; a VibeVoice configuration has it")
+            raise BaseModelError(f"{self.where}: {self.name}.{key} is missing; a VibeVoice configuration has it")
         return self.values[key]
 
-    def wrong(self, key: str, expected: str) -> CheckpointError:
+    def wrong(self, key: str, expected: str) -> BaseModelError:
         found = shown(repr(self.values[key]))[:120]
-        return CheckpointError(f"{self.where}: {self.name}.{key} is {found}; expected {expected}")
+        return BaseModelError(f"{self.where}: {self.name}.{key} is {found}; expected {expected}")
 
     def whole(self, key: str) -> int:
         value = self.need(key)
@@ -167,7 +167,7 @@ class _Section:
         if not depths or not all(depth.isascii() and depth.isdecimal() and len(depth) <= 6 for depth in depths):
             raise self.wrong("encoder_depths", "numbers joined by '-', such as '3-3-3-3-3-3-8'")
         if len(depths) != len(self.ratios()) + 1:
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{self.where}: {self.name} has {len(depths)} encoder_depths and {len(self.ratios())} encoder_ratios; "
                 "expected one depth more than ratios"
             )
@@ -177,7 +177,7 @@ class _Section:
         """Refuse what is there and differs; what is absent has the value by default."""
         for key, expected in fixed.items():
             if key in self.values and self.values[key] != expected:
-                raise CheckpointError(
+                raise BaseModelError(
                     f"{self.where}: {self.name}.{key} is {shown(repr(self.values[key]))[:120]}; "
                     f"transformers' VibeVoice classes can only express {expected!r}, so this model cannot be loaded"
                 )

@@ -21,7 +21,7 @@ from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import part_configs
 from vibevoice_finetune.base_model.original_config import NUM_TRAIN_TIMESTEPS
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def check_can_be_built(config: VibeVoiceConfig, where: str) -> None:
     """Build the model without its memory: what `config_values` has no rule for shows here.
 
     Raises:
-        CheckpointError: transformers cannot build it.
+        BaseModelError: transformers cannot build it.
     """
     try:
         tensor_shapes(config)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         said = " ".join(str(error).split())[:300]
-        raise CheckpointError(
+        raise BaseModelError(
             f"{where}: no model can be built from this configuration ({type(error).__name__}: {said}); "
             "download the file again"
         ) from error

@@ -25,7 +25,7 @@ from vibevoice_finetune.base_model.original_config import Json
 from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.processor import original_preprocessor
 from vibevoice_finetune.base_model.weights import MAX_SHARD_BYTES, write_weights
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 from vibevoice_finetune.files.atomic import write_json, writing_folder
 
 _TEXT_TOKENIZER_NAME = "Qwen/Qwen2.5-1.5B"
@@ -122,7 +122,7 @@ _SPECIAL_TOKENS = (
 )
 
 
-def write_random_checkpoint(
+def write_random_model(
     folder: Path,
     size: Size = "tiny",
     dtype: torch.dtype = torch.float32,
@@ -147,10 +147,10 @@ def write_random_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: the folder is not empty.
+        BaseModelError: the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder}: is not empty; give a new folder for the random model")
+        raise BaseModelError(f"{folder}: is not empty; give a new folder for the random model")
     config = config_to_native(original_config(size, dtype, tied), "the random model")
     shapes = tensor_shapes(config)
     total_bytes = dtype.itemsize * sum(math.prod(shape) for shape in shapes.values())
@@ -171,7 +171,7 @@ def write_byte_tokenizer(folder: Path) -> None:
 
 
 def original_config(size: Size, dtype: torch.dtype = torch.bfloat16, tied: bool | None = None) -> Json:
-    """The `config.json` of a size in the original layout; arguments as in `write_random_checkpoint`."""
+    """The `config.json` of a size in the original layout; arguments as in `write_random_model`."""
     values = _SIZES[size] if tied is None else _SIZES[size] | {"tie_word_embeddings": tied}
     dtype_name = str(dtype).removeprefix("torch.")
     tokenizer: Json = {

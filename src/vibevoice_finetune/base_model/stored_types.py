@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vibevoice_finetune.errors import CheckpointError, shown
+from vibevoice_finetune.errors import BaseModelError, shown
 from vibevoice_finetune.files.headers import StoredTensor
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ def check_quantization_config(raw: Mapping[str, Any], where: str) -> None:
     """Refuse a `config.json` that says that its model is quantised.
 
     Raises:
-        CheckpointError: it is; the message says how, and what to give instead.
+        BaseModelError: it is; the message says how, and what to give instead.
     """
     sections = [raw, *(value for value in raw.values() if isinstance(value, Mapping))]
     for section in sections:
         found = section.get("quantization_config") or section.get("compression_config")
         if found:
-            raise CheckpointError(f"{where}: the model is quantised ({_method(found)}); {_ADVICE}")
+            raise BaseModelError(f"{where}: the model is quantised ({_method(found)}); {_ADVICE}")
 
 
 def check_stored_types(tensors: Sequence[StoredTensor], where: Path) -> None:
@@ -60,15 +60,15 @@ def check_stored_types(tensors: Sequence[StoredTensor], where: Path) -> None:
         where: the file to name in messages.
 
     Raises:
-        CheckpointError: the model is quantised, or some of its tensors are integers, truth values or complex numbers.
+        BaseModelError: the model is quantised, or some of its tensors are integers, truth values or complex numbers.
     """
     method = _method_by_names([stored.name for stored in tensors])
     if method is not None:
-        raise CheckpointError(f"{where}: the model is quantised ({method}); {_ADVICE}")
+        raise BaseModelError(f"{where}: the model is quantised ({method}); {_ADVICE}")
     others = [stored for stored in tensors if stored.dtype not in FLOATS + FLOATS_8]
     if others:
         first = others[0]
-        raise CheckpointError(
+        raise BaseModelError(
             f"{first.file}: {len(others)} of {len(tensors)} tensors are not floating-point weights: "
             f"{shown(first.name)} is {first.dtype}; expected {', '.join(FLOATS)}; {_ADVICE}"
         )

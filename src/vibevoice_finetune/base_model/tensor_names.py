@@ -3,7 +3,7 @@
 Why: the released models are published in the *original* layout, transformers' classes speak the *native* one. Tensors
 are never reshaped between them, only renamed, so one table of names, read in both directions, is the whole conversion.
 
-In: one name of one layout. Out: the same tensor's name in the other; a name outside the table is a `CheckpointError`.
+In: one name of one layout. Out: the same tensor's name in the other; a name outside the table is a `BaseModelError`.
 
 The table's templates hold two placeholders: ``{j}`` is a block's index within a stage and stays as it is; ``{n+1}`` on
 the original side is ``{n}`` on the native side, because the original counts a tokenizer's first convolution as layer 0
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 
 # The blocks of a model, by the native prefix of their tensors.
 LANGUAGE_MODEL = "model.language_model."
@@ -98,7 +98,7 @@ def to_native(name: str) -> str:
     'model.audio_tower.encoder.conv_layers.2.stage.0.mixer.conv.weight'
 
     Raises:
-        CheckpointError: the original layout has no such name.
+        BaseModelError: the original layout has no such name.
     """
     return _rename(name, _original_to_native(), "original")
 
@@ -110,7 +110,7 @@ def to_original(name: str) -> str:
     'model.prediction_head.t_embedder.mlp.2.weight'
 
     Raises:
-        CheckpointError: the native layout has no such name.
+        BaseModelError: the native layout has no such name.
     """
     return _rename(name, _native_to_original(), "native")
 
@@ -136,7 +136,7 @@ def _rename(name: str, rules: tuple[_Rule, ...], layout: str) -> str:
         renamed = rule.apply(name)
         if renamed is not None:
             return renamed
-    raise CheckpointError(f"{name}: no tensor of a VibeVoice model has this name in the {layout} layout")
+    raise BaseModelError(f"{name}: no tensor of a VibeVoice model has this name in the {layout} layout")
 
 
 @lru_cache(maxsize=1)

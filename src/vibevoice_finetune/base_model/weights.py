@@ -23,7 +23,7 @@ from torch import Tensor
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.stored_types import check_stored_types
 from vibevoice_finetune.base_model.tensor_names import EMBED_TOKENS, LATENT_SCALE, LM_HEAD, to_native, to_original
-from vibevoice_finetune.errors import CheckpointError, shown
+from vibevoice_finetune.errors import BaseModelError, shown
 from vibevoice_finetune.files.atomic import write_json
 from vibevoice_finetune.files.headers import HeaderError, StoredTensor, read_header
 from vibevoice_finetune.files.json_objects import read_json_object
@@ -64,7 +64,7 @@ def index_weights(folder: Path, layout: Layout) -> WeightIndex:
     """Read the headers of a model's files; no tensor is read.
 
     Raises:
-        CheckpointError: there are no safetensors, a shard is missing, a file is cut off, two hold the same tensor, or
+        BaseModelError: there are no safetensors, a shard is missing, a file is cut off, two hold the same tensor, or
             they hold something else than floating-point weights, as quantised models do.
     """
     where, files = _files(folder)
@@ -75,12 +75,12 @@ def index_weights(folder: Path, layout: Layout) -> WeightIndex:
     for stored in found:
         try:
             name = to_native(stored.name) if layout is Layout.ORIGINAL else stored.name
-        except CheckpointError:
+        except BaseModelError:
             unnamed.append(stored.name)
             continue
         if name in tensors:
             first = tensors[name]
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{stored.file}: {shown(stored.name)} is the same tensor as {shown(first.name)} in {first.file.name}; "
                 "remove one of them"
             )
@@ -99,7 +99,7 @@ def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> 
         shapes: native name and shape of every tensor that the model has.
 
     Raises:
-        CheckpointError: tensors are missing, left over or of another shape (all are listed), the tied output matrix
+        BaseModelError: tensors are missing, left over or of another shape (all are listed), the tied output matrix
             differs from the embedding, or the latents' scale is not a usable number.
     """
     tensors = dict(index.tensors)
@@ -119,7 +119,7 @@ def check_weights(index: WeightIndex, shapes: Mapping[str, tuple[int, ...]]) -> 
         if found
     ]
     if faults:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{index.where}: the weights do not fit the config.json beside them: {'; '.join(faults)}; "
             "download the model again, or give the config.json that belongs to it"
         )
@@ -187,10 +187,10 @@ def write_weights(
         The files written, the index included.
 
     Raises:
-        CheckpointError: the folder already holds weights.
+        BaseModelError: the folder already holds weights.
     """
     if has_weights(folder):
-        raise CheckpointError(f"{folder}: already holds a model's weights; give a new folder")
+        raise BaseModelError(f"{folder}: already holds a model's weights; give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[tuple[Path, list[str]]] = []
     total_bytes = 0
@@ -254,24 +254,24 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
         return single, [single]
     if not index.is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".gguf"}))
-        raise CheckpointError(
+        raise BaseModelError(
             f"{folder}: no weights: found {found or 'none'}, expected {SINGLE_FILE} or {INDEX_FILE}; "
             "download the model again, or convert its weights to safetensors"
         )
-    weight_map = read_json_object(index, CheckpointError, "download it again").get("weight_map")
+    weight_map = read_json_object(index, BaseModelError, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty; expected the file of each tensor")
+        raise BaseModelError(f"{index}: weight_map is missing or empty; expected the file of each tensor")
     for tensor, name in weight_map.items():
         # Another folder's files are not this model's: a path is refused, whether it leads there or not.
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{index}: weight_map says that {shown(tensor)} is in {shown(repr(name))}; expected the name of a "
                 ".safetensors file in this folder; download the model again"
             )
     files = [folder / name for name in sorted(set(weight_map.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{index}: {len(absent)} of {len(files)} shards missing: {_listing(absent)}; download the model again"
         )
     return index, files
@@ -282,7 +282,7 @@ def _open(file: Path, backend: str = "mmap") -> Iterator[Any]:
     try:
         handle = safe_open(file, framework="pt", backend=backend)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); download it again") from error
+        raise BaseModelError(f"{file}: cannot be read ({error}); download it again") from error
     with handle:
         yield handle
 
@@ -291,17 +291,17 @@ def _stored_tensors(file: Path) -> tuple[StoredTensor, ...]:
     try:
         return read_header(file).tensors
     except HeaderError as error:
-        raise CheckpointError(
+        raise BaseModelError(
             f"{file}: not a complete safetensors file: {error}; found {file.stat().st_size:,} bytes; download it again"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+        raise BaseModelError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _check_tied(index: WeightIndex, output: StoredTensor, embedding: StoredTensor) -> None:
     read = dict(read_tensors({"output": output, "embedding": embedding}))
     if output.shape != embedding.shape or not torch.equal(read["output"], read["embedding"]):
-        raise CheckpointError(
+        raise BaseModelError(
             f"{index.where}: {output.name} differs from {embedding.name}, but config.json ties them "
             "(decoder_config.tie_word_embeddings or text_config.tie_word_embeddings is true); "
             "set it to false if the model was trained untied, or remove the tensor"
@@ -311,7 +311,7 @@ def _check_tied(index: WeightIndex, output: StoredTensor, embedding: StoredTenso
 def _check_scale(index: WeightIndex) -> None:
     scale = next(tensor for _, tensor in read_tensors(index.block(LATENT_SCALE))).item()
     if not (abs(scale) > 0 and abs(scale) != float("inf")):
-        raise CheckpointError(
+        raise BaseModelError(
             f"{index.tensors[LATENT_SCALE].file}: {index.tensors[LATENT_SCALE].name} is {scale}; expected a finite "
             "number other than 0: this model was saved before its latents' scale was measured"
         )

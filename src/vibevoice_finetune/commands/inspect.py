@@ -38,21 +38,21 @@ def inspect(words: list[str]) -> None:
     flags = parse_flags(InspectFlags, "inspect", words, SUMMARY)
     from rich.console import Console
 
-    from vibevoice_finetune.adapters.inspect import inspect_adapter, inspect_checkpoint
+    from vibevoice_finetune.adapters.inspect import inspect_adapter, inspect_base_model
     from vibevoice_finetune.adapters.read import holds_adapter
     from vibevoice_finetune.adapters.rewrite import fix_adapter
     from vibevoice_finetune.base_model.hub import SETTINGS, locate
-    from vibevoice_finetune.base_model.load import open_checkpoint
+    from vibevoice_finetune.base_model.load import open_base_model
     from vibevoice_finetune.generation.generate import ADAPTER_FILES
 
     cache_dir = None if flags.cache_dir is None else Path(flags.cache_dir)
-    base = None if flags.model_name_or_path is None else open_checkpoint(flags.model_name_or_path, cache_dir)
+    base = None if flags.model_name_or_path is None else open_base_model(flags.model_name_or_path, cache_dir)
     # The small files tell what it is, before the large ones of a repository are downloaded.
     small, _ = locate(flags.path, SETTINGS, cache_dir)
     if (small / "config.json").is_file() and not holds_adapter(small):
         if flags.fix is not None:
             raise ArgumentError(f"--fix rewrites an adapter; {flags.path} is a model: see convert")
-        found = inspect_checkpoint(open_checkpoint(flags.path, cache_dir), base)
+        found = inspect_base_model(open_base_model(flags.path, cache_dir), base)
     else:
         folder, _ = locate(flags.path, ADAPTER_FILES, cache_dir)
         if flags.fix is not None and base is None:

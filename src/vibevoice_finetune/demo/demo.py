@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from vibevoice_finetune.arguments import make_arguments
-from vibevoice_finetune.base_model.random_model import write_random_checkpoint
+from vibevoice_finetune.base_model.random_model import write_random_model
 from vibevoice_finetune.errors import ArgumentError, require
 from vibevoice_finetune.training.run import train
 
@@ -66,7 +66,7 @@ def run(output_dir: Path, max_steps: int) -> None:
     console = Console(stderr=True)
     model_dir, run_dir = output_dir / "model", output_dir / "run"
     console.print(f"A small random model in the layout of the released ones: {model_dir}", highlight=False)
-    write_random_checkpoint(model_dir, "tiny")
+    write_random_model(model_dir, "tiny")
     with one_thread():
         train(make_arguments(training_flags(model_dir, run_dir, max_steps)))
     curves = output_dir / CURVES_FILE

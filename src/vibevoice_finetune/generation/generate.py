@@ -31,7 +31,7 @@ from vibevoice_finetune.base_model.hub import Wanted, locate
 from vibevoice_finetune.base_model.load import (
     load_for_generation,
     model_fingerprint,
-    open_checkpoint,
+    open_base_model,
     with_special_tokens,
 )
 from vibevoice_finetune.base_model.original_config import NUM_TRAIN_TIMESTEPS
@@ -54,7 +54,7 @@ class ModelSource:
 
     Attributes:
         name_or_path: a base model: a folder or a Hub id, in either layout.
-        adapter: a folder (`OUT/lora`, `OUT/checkpoint-N`) or a Hub id; None for the base model.
+        adapter: a folder (`OUT/lora`, `OUT/base-N`) or a Hub id; None for the base model.
         adapter_scale: how much of the adapter is applied: 0 none, 1 as trained.
         dtype: of the weights; None: bf16 on an NVIDIA GPU, else float32.
         device: as torch names it; None: an NVIDIA GPU if there is one, else the CPU.
@@ -267,7 +267,7 @@ def load_speech_model(source: ModelSource) -> SpeechModel:
 
     Raises:
         ArgumentError: a dtype that the model overflows in, or a device that is not there.
-        CheckpointError: the model or its text tokenizer cannot be used.
+        BaseModelError: the model or its text tokenizer cannot be used.
         AdapterError: the adapter cannot be read or does not fit.
     """
     device = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -275,16 +275,16 @@ def load_speech_model(source: ModelSource) -> SpeechModel:
     dtype = source.dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     if dtype == torch.float16:
         raise ArgumentError("--dtype float16: VibeVoice overflows in it; use bf16 or float32.")
-    checkpoint = open_checkpoint(source.name_or_path, source.cache_dir)
-    tokenizer = load_tokenizer(checkpoint, source.processor_name_or_path, source.cache_dir)
+    base = open_base_model(source.name_or_path, source.cache_dir)
+    tokenizer = load_tokenizer(base, source.processor_name_or_path, source.cache_dir)
     special = special_tokens(tokenizer)
-    checkpoint = with_special_tokens(checkpoint, special)
+    base = with_special_tokens(base, special)
     folder = None if source.adapter is None else locate(source.adapter, ADAPTER_FILES, source.cache_dir)[0]
     try:
-        model = load_for_generation(checkpoint, dtype, device)
+        model = load_for_generation(base, dtype, device)
         applied = None
         if folder is not None:
-            fingerprint = model_fingerprint(checkpoint)
+            fingerprint = model_fingerprint(base)
             applied = load_adapter(model, folder, scale=source.adapter_scale, base_fingerprint=fingerprint)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

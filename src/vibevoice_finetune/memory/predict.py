@@ -17,7 +17,7 @@ from transformers import VibeVoiceConfig
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.audio.source import AudioSource, num_frames
 from vibevoice_finetune.base_model.config import config_to_native
-from vibevoice_finetune.base_model.load import Checkpoint, open_checkpoint
+from vibevoice_finetune.base_model.load import BaseModel, open_base_model
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
 from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer
@@ -95,7 +95,7 @@ def predict(arguments: Arguments, clip_sec: float = 10.0, processes: int = 1) ->
         processes: how many would train together; the memory is that of one.
 
     Raises:
-        CheckpointError: the model's configuration cannot be read.
+        BaseModelError: the model's configuration cannot be read.
         DataError: rows cannot be used.
     """
     config, checkpoint = _model(arguments)
@@ -111,19 +111,17 @@ def predict(arguments: Arguments, clip_sec: float = 10.0, processes: int = 1) ->
     return Prediction(memory, len(workload.rows), steps, an_epoch, workload.notes)
 
 
-def _model(arguments: Arguments) -> tuple[VibeVoiceConfig, Checkpoint | None]:
+def _model(arguments: Arguments) -> tuple[VibeVoiceConfig, BaseModel | None]:
     """The configuration, and the checkpoint if it was opened for that."""
     name = arguments.model.model_name_or_path
     if name in RELEASED and not Path(name).is_dir():
         return config_to_native(original_config(RELEASED[name]), name), None
     cache_dir = Path(arguments.model.cache_dir) if arguments.model.cache_dir else None
-    checkpoint = open_checkpoint(name, cache_dir)
+    checkpoint = open_base_model(name, cache_dir)
     return checkpoint.config, checkpoint
 
 
-def _workload(
-    arguments: Arguments, clip_sec: float, model_facts: ModelFacts, checkpoint: Checkpoint | None
-) -> Workload:
+def _workload(arguments: Arguments, clip_sec: float, model_facts: ModelFacts, checkpoint: BaseModel | None) -> Workload:
     data, bad_rows = arguments.data, BadRows(arguments.data.on_bad_row)
     if not data.train_jsonl and not Path(data.dataset_name or "").is_dir():
         return Workload([], (f"rows are not known: clips of {clip_sec:g} s assumed (--clip_sec)",))
@@ -149,7 +147,7 @@ def _workload(
     return Workload(planned, tuple(notes))
 
 
-def _text_lengths(arguments: Arguments, checkpoint: Checkpoint | None) -> tuple[Encode, str]:
+def _text_lengths(arguments: Arguments, checkpoint: BaseModel | None) -> tuple[Encode, str]:
     """The text tokenizer if it lies on this machine, else a stand-in with about as many tokens; and a note of that."""
     named = arguments.model.processor_name_or_path
     folder = Path(named) if named else checkpoint.folder if checkpoint else None

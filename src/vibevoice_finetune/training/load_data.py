@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model.load import (
-    Checkpoint,
+    BaseModel,
     SpeechEncoders,
     encoder_fingerprint,
     load_encoders,
-    open_checkpoint,
+    open_base_model,
     with_special_tokens,
 )
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
@@ -55,7 +55,7 @@ class DataSummary:
 class LoadedData:
     """What training needs besides the model's weights."""
 
-    checkpoint: Checkpoint
+    checkpoint: BaseModel
     facts: ModelFacts
     special: SpecialTokens
     train_set: SpeechDataset | None
@@ -69,13 +69,13 @@ def load_data(arguments: Arguments) -> LoadedData:
     """Read, check, encode and plan all rows.
 
     Raises:
-        CheckpointError: the model or its text tokenizer cannot be used.
+        BaseModelError: the model or its text tokenizer cannot be used.
         DataError: rows cannot be used, or too many of them.
         UserError: the latent store cannot be written.
     """
     model, data = arguments.model, arguments.data
     cache_dir = Path(model.cache_dir) if model.cache_dir else None
-    checkpoint = open_checkpoint(model.model_name_or_path, cache_dir)
+    checkpoint = open_base_model(model.model_name_or_path, cache_dir)
     tokenizer = load_tokenizer(checkpoint, model.processor_name_or_path, cache_dir)
     special = special_tokens(tokenizer)
     checkpoint = with_special_tokens(checkpoint, special)

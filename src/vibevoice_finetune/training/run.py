@@ -180,7 +180,7 @@ def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Pa
 
     Raises:
         ArgumentError: the folder is taken, or there is no such run checkpoint.
-        CheckpointError: the run checkpoint named is damaged, or was saved without what is needed to go on.
+        RunCheckpointError: the run checkpoint named is damaged, or was saved without what is needed to go on.
     """
     wanted = str(arguments.loop.resume_from_checkpoint or "false")
     if wanted.lower() == "false":

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import RunCheckpointError
 from vibevoice_finetune.files.atomic import remove_folder, settle, write_json, writing_folder
 
 MARKER = "complete.json"
@@ -73,14 +73,14 @@ def check(folder: Path) -> None:
     """Refuse a damaged run checkpoint.
 
     Raises:
-        CheckpointError: names the file, and the newest run checkpoint beside it that is whole.
+        RunCheckpointError: names the file, and the newest run checkpoint beside it that is whole.
     """
     wrong = damage(folder)
     if wrong is None:
         return
     whole, _ = newest_whole(folder.parent)
     advice = f"the newest whole one there is {whole.name}" if whole else f"there is no whole one in {folder.parent}"
-    raise CheckpointError(f"{folder} is damaged: {wrong}; {advice}.")
+    raise RunCheckpointError(f"{folder} is damaged: {wrong}; {advice}.")
 
 
 def newest_whole(output_dir: Path) -> tuple[Path | None, list[str]]:

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerState
 
 from vibevoice_finetune.adapters.attach import check_state
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import RunCheckpointError
 from vibevoice_finetune.files.atomic import write_json
 from vibevoice_finetune.objective.sharding import gathered, gathered_optimizer, put, split_optimizer_state
 from vibevoice_finetune.training.bad_steps import BadSteps
@@ -98,7 +98,7 @@ class RunState:
         """Put back the trained tensors and their average; where none was kept, it begins at the tensors.
 
         Raises:
-            CheckpointError: other tensors are trained now; nothing was changed.
+            RunCheckpointError: other tensors are trained now; nothing was changed.
         """
         with naming(folder / TRAINABLE_FILE):
             # Copied from there to the device: safetensors knows no device called "cpu:0".
@@ -129,7 +129,7 @@ class RunState:
         """Put back the states of the optimizer and the scheduler.
 
         Raises:
-            CheckpointError: the states are those of other tensors; nothing was changed.
+            RunCheckpointError: the states are those of other tensors; nothing was changed.
         """
         with naming(folder / OPTIMIZER_FILE):
             saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
@@ -145,13 +145,13 @@ def naming(path: Path) -> Iterator[None]:
     """Say in one line which file of a run checkpoint cannot be used.
 
     Raises:
-        CheckpointError: reading or checking the file within the context went wrong.
+        RunCheckpointError: reading or checking the file within the context went wrong.
     """
     try:
         yield
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"{path}: cannot be used ({reason}); go on from another run checkpoint with "
             "--resume_from_checkpoint FOLDER."
         ) from error
@@ -186,10 +186,10 @@ def with_optimizer(checkpoint: Path) -> Path:
     """The same run checkpoint.
 
     Raises:
-        CheckpointError: it was written with `--save_only_model`, so nothing can go on from it exactly.
+        RunCheckpointError: it was written with `--save_only_model`, so nothing can go on from it exactly.
     """
     if not (checkpoint / OPTIMIZER_FILE).exists():
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"{checkpoint}: was saved with --save_only_model, without the optimizer's state, so the run cannot go on "
             f"from it; its result is {checkpoint / 'lora'}."
         )
@@ -200,7 +200,7 @@ def read_identity(checkpoint: Path) -> Identity:
     """What identified the run that wrote a run checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read.
+        RunCheckpointError: it cannot be read.
     """
     with naming(checkpoint / IDENTITY_FILE):
         found: Identity = dict(json.loads((checkpoint / IDENTITY_FILE).read_text(encoding="utf-8")))

@@ -15,14 +15,14 @@ from torch import nn
 from vibevoice_finetune.adapters.apply import load_adapter
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
-from vibevoice_finetune.adapters.inspect import Inspection, PartReport, inspect_adapter, inspect_checkpoint
+from vibevoice_finetune.adapters.inspect import Inspection, PartReport, inspect_adapter, inspect_base_model
 from vibevoice_finetune.adapters.merge import ExportRequest, export
 from vibevoice_finetune.adapters.rewrite import fix_adapter
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model import parts, tensor_names
 from vibevoice_finetune.base_model.config import Layout
-from vibevoice_finetune.base_model.load import Checkpoint, load_for_training, model_fingerprint, open_checkpoint
-from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError
+from vibevoice_finetune.base_model.load import BaseModel, load_for_training, model_fingerprint, open_base_model
+from vibevoice_finetune.errors import AdapterError, ArgumentError, BaseModelError
 from vibevoice_finetune.files.locks import InUseError, locked
 
 Shape = Callable[[Path], None]  # turns this package's folder into another shape
@@ -33,11 +33,11 @@ def make_plan(head: str, connectors: bool = True) -> AdapterPlan:
 
 
 @pytest.fixture(scope="module")
-def base(golden_dir: Path) -> Checkpoint:
-    return open_checkpoint(str(golden_dir / "tied" / "checkpoint"))
+def base(golden_dir: Path) -> BaseModel:
+    return open_base_model(str(golden_dir / "tied" / "checkpoint"))
 
 
-def save(base: Checkpoint, plan: AdapterPlan, folder: Path, *, train: bool = True) -> Path:
+def save(base: BaseModel, plan: AdapterPlan, folder: Path, *, train: bool = True) -> Path:
     model = load_for_training(base, torch.float32, "cpu")
     torch.manual_seed(3)
     attach(model, plan)
@@ -52,7 +52,7 @@ def save(base: Checkpoint, plan: AdapterPlan, folder: Path, *, train: bool = Tru
 
 
 @pytest.fixture(scope="module")
-def made(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("made")
     return {head: save(base, make_plan(head), folder / head / "lora") for head in ("full", "lora")}
 
@@ -61,7 +61,7 @@ def part(found: Inspection, title: str) -> PartReport:
     return next(part for part in found.parts if part.title == title)
 
 
-def merged_model(base: Checkpoint, folder: Path) -> nn.Module:
+def merged_model(base: BaseModel, folder: Path) -> nn.Module:
     model = load_for_training(base, torch.float32, "cpu")
     load_adapter(model, folder)
     merge(model)
@@ -69,7 +69,7 @@ def merged_model(base: Checkpoint, folder: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize("head", ["full", "lora"])
-def test_changes_are_those_of_the_merged_model(head: str, made: dict[str, Path], base: Checkpoint) -> None:
+def test_changes_are_those_of_the_merged_model(head: str, made: dict[str, Path], base: BaseModel) -> None:
     found = inspect_adapter(made[head], base)
     before = load_for_training(base, torch.float32, "cpu").state_dict()
     after = merged_model(base, made[head]).state_dict()
@@ -92,7 +92,7 @@ def test_changes_are_those_of_the_merged_model(head: str, made: dict[str, Path],
     assert found.warnings == ()
 
 
-def test_what_is_said_of_our_own_folder(made: dict[str, Path], base: Checkpoint) -> None:
+def test_what_is_said_of_our_own_folder(made: dict[str, Path], base: BaseModel) -> None:
     lines = "\n".join(inspect_adapter(made["lora"], base).lines())
     assert "another form, not read here: acoustic_connector/pytorch_model.bin, diffusion_head/diff" in lines
     # 3 layers; q_proj (64, 64) and down_proj (64, 128), rank 3: 3 * 3 * (64 + 64 + 64 + 128)
@@ -106,7 +106,7 @@ def test_what_is_said_of_our_own_folder(made: dict[str, Path], base: Checkpoint)
     assert lines.count("would ignore") == 1
 
 
-def test_lora_is_measured_without_a_base_and_full_weights_are_not(made: dict[str, Path], base: Checkpoint) -> None:
+def test_lora_is_measured_without_a_base_and_full_weights_are_not(made: dict[str, Path], base: BaseModel) -> None:
     alone, compared = inspect_adapter(made["lora"], None), inspect_adapter(made["lora"], base)
     of_lora = part(alone, "language model").change
     with_base = part(compared, "language model").change
@@ -117,7 +117,7 @@ def test_lora_is_measured_without_a_base_and_full_weights_are_not(made: dict[str
     assert part(alone, "acoustic connector").change is None
 
 
-def test_untrained_parts_are_flagged(base: Checkpoint, tmp_path: Path) -> None:
+def test_untrained_parts_are_flagged(base: BaseModel, tmp_path: Path) -> None:
     folder = save(base, make_plan("full"), tmp_path / "lora", train=False)
     found = inspect_adapter(folder, base)
     assert all(report.change is not None and report.change.untrained for report in found.parts)
@@ -125,7 +125,7 @@ def test_untrained_parts_are_flagged(base: Checkpoint, tmp_path: Path) -> None:
     assert "untrained: equal to the base" in part(found, "diffusion head").line()
 
 
-def test_a_copy_that_was_rounded_to_bf16_is_untrained_too(base: Checkpoint, tmp_path: Path) -> None:
+def test_a_copy_that_was_rounded_to_bf16_is_untrained_too(base: BaseModel, tmp_path: Path) -> None:
     folder = save(base, make_plan("full"), tmp_path / "lora", train=False)
     (folder / "vibevoice_finetune.json").unlink()
     path = folder / "diffusion_head" / "model.safetensors"
@@ -215,7 +215,7 @@ SHAPES: dict[str, tuple[str, Shape, str]] = {  # start, shape, what the readers'
 
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_a_rewritten_adapter_is_the_same_and_read_by_everybody(
-    shape: str, made: dict[str, Path], base: Checkpoint, tmp_path: Path
+    shape: str, made: dict[str, Path], base: BaseModel, tmp_path: Path
 ) -> None:
     start, change, said = SHAPES[shape]
     old, new = tmp_path / "old", tmp_path / "new"
@@ -234,7 +234,7 @@ def test_a_rewritten_adapter_is_the_same_and_read_by_everybody(
     assert (new / "README.md").is_file()
 
 
-def test_peft_loads_a_rewritten_adapter(made: dict[str, Path], base: Checkpoint, tmp_path: Path) -> None:
+def test_peft_loads_a_rewritten_adapter(made: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(made["full"], old)
     patterns(old)
@@ -248,7 +248,7 @@ def test_peft_loads_a_rewritten_adapter(made: dict[str, Path], base: Checkpoint,
 
 
 def test_a_broken_adapter_is_refused_with_and_without_a_base(
-    made: dict[str, Path], base: Checkpoint, tmp_path: Path
+    made: dict[str, Path], base: BaseModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "lora"
     shutil.copytree(made["full"], folder)
@@ -262,14 +262,14 @@ def test_a_broken_adapter_is_refused_with_and_without_a_base(
     assert not (tmp_path / "new").exists()
 
 
-def test_fix_writes_over_nothing(made: dict[str, Path], base: Checkpoint, tmp_path: Path) -> None:
+def test_fix_writes_over_nothing(made: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="is there already"):
         fix_adapter(made["full"], base, tmp_path)
     with pytest.raises(ArgumentError, match="is not a writable folder"):
         fix_adapter(made["full"], base, tmp_path / "nowhere" / "new")
 
 
-def test_one_connector_alone_is_refused(made: dict[str, Path], base: Checkpoint, tmp_path: Path) -> None:
+def test_one_connector_alone_is_refused(made: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
     shutil.copytree(made["full"], tmp_path / "old")
     foreign(tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / "semantic_connector")
@@ -277,8 +277,8 @@ def test_one_connector_alone_is_refused(made: dict[str, Path], base: Checkpoint,
         fix_adapter(tmp_path / "old", base, tmp_path / "new")
 
 
-def test_a_model_and_its_merged_self(made: dict[str, Path], base: Checkpoint, golden_dir: Path, tmp_path: Path) -> None:
-    alone = inspect_checkpoint(base, None)
+def test_a_model_and_its_merged_self(made: dict[str, Path], base: BaseModel, golden_dir: Path, tmp_path: Path) -> None:
+    alone = inspect_base_model(base, None)
     assert "original layout, weights in 1 file(s)" in alone.heading[0]
     assert "the community's scripts and the ComfyUI nodes" in "\n".join(alone.readers)
     assert all(report.change is None for report in alone.parts)
@@ -293,7 +293,7 @@ def test_a_model_and_its_merged_self(made: dict[str, Path], base: Checkpoint, go
             processor_name_or_path=str(golden_dir / "tokenizer"),
         )
     )
-    merged = inspect_checkpoint(open_checkpoint(str(tmp_path / "merged")), base)
+    merged = inspect_base_model(open_base_model(str(tmp_path / "merged")), base)
     assert "native layout" in merged.heading[0]
     untrained = {report.title for report in merged.parts if report.change is not None and report.change.untrained}
     assert untrained == {"acoustic encoder", "acoustic decoder", "semantic encoder", "latent scale and bias"}
@@ -304,13 +304,13 @@ def test_a_model_and_its_merged_self(made: dict[str, Path], base: Checkpoint, go
     assert found.norm == pytest.approx(expected.norm)
 
 
-def test_models_of_other_sizes_are_not_compared(base: Checkpoint, golden_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match="has other tensors than"):
-        inspect_checkpoint(open_checkpoint(str(golden_dir / "untied" / "checkpoint")), base)
+def test_models_of_other_sizes_are_not_compared(base: BaseModel, golden_dir: Path) -> None:
+    with pytest.raises(BaseModelError, match="has other tensors than"):
+        inspect_base_model(open_base_model(str(golden_dir / "untied" / "checkpoint")), base)
 
 
 def test_what_comfyui_lists_and_what_it_opens_are_two_things(
-    base: Checkpoint, made: dict[str, Path], tmp_path: Path
+    base: BaseModel, made: dict[str, Path], tmp_path: Path
 ) -> None:
     case = AdapterPlan(3, 6, 0.0, (), "full", train_connectors=False)
     ours = save(base, case, tmp_path / "ours")
@@ -333,7 +333,7 @@ def test_what_comfyui_lists_and_what_it_opens_are_two_things(
 
 
 def test_a_whole_language_model_beside_a_head_is_reported(
-    base: Checkpoint, made: dict[str, Path], tmp_path: Path
+    base: BaseModel, made: dict[str, Path], tmp_path: Path
 ) -> None:
     """The older trainers' folder of a head-only run: with the frozen language model and its `config.json`."""
     folder = tmp_path / "old"
@@ -354,6 +354,6 @@ def test_a_whole_language_model_beside_a_head_is_reported(
         fix_adapter(folder, base, tmp_path / "again")
 
 
-def test_fix_and_another_process(made: dict[str, Path], base: Checkpoint, tmp_path: Path) -> None:
+def test_fix_and_another_process(made: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
     with locked(tmp_path / "new", "inspect --fix"), pytest.raises(InUseError, match="is writing there"):
         fix_adapter(made["full"], base, tmp_path / "new")

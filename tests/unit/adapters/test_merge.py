@@ -25,12 +25,12 @@ from vibevoice_finetune.base_model.load import (
     load_for_generation,
     load_for_training,
     model_fingerprint,
-    open_checkpoint,
+    open_base_model,
 )
 from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.tensor_names import to_native
 from vibevoice_finetune.base_model.weights import index_weights
-from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError, UserError
+from vibevoice_finetune.errors import AdapterError, ArgumentError, BaseModelError, UserError
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.files.locks import InUseError, locked
 
@@ -57,7 +57,7 @@ def request_for(golden_dir: Path, model: str, output: Path, **changes: object) -
 @pytest.fixture(scope="module")
 def adapter(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of part, far from the base; of the "tied" model."""
-    checkpoint = open_checkpoint(str(golden_dir / "tied" / "checkpoint"))
+    checkpoint = open_base_model(str(golden_dir / "tied" / "checkpoint"))
     model = load_for_training(checkpoint, torch.float32, "cpu")
     torch.manual_seed(3)
     attach(model, PLAN)
@@ -119,7 +119,7 @@ def test_merged_is_what_loading_and_merging_gives(
 ) -> None:
     request = request_for(golden_dir, "tied", tmp_path / "merged", adapter=adapter, layout=layout, dtype=dtype)
     exported = export(request)
-    model = load_for_generation(open_checkpoint(request.name_or_path), torch.float32, "cpu")
+    model = load_for_generation(open_base_model(request.name_or_path), torch.float32, "cpu")
     load_adapter(model, adapter)
     merge(model)
     found = tensors_of(tmp_path / "merged")
@@ -130,7 +130,7 @@ def test_merged_is_what_loading_and_merging_gives(
     base = load_file(golden_dir / "tied" / "checkpoint" / "model.safetensors")
     changed = sum(not torch.equal(found[to_native(name)], base[name].to(dtype or torch.float32)) for name in base)
     assert changed == exported.num_merged > 0
-    again = open_checkpoint(str(tmp_path / "merged"))
+    again = open_base_model(str(tmp_path / "merged"))
     assert again.layout is layout
     assert again.config.dtype == (dtype or torch.float32)
     assert exported.warnings == ()
@@ -220,7 +220,7 @@ def test_broken_inputs_leave_nothing(golden_dir: Path, adapter: Path, tmp_path: 
     shutil.copytree(golden_dir / "tied" / "checkpoint", torn)
     weights = torn / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a complete safetensors file"):
+    with pytest.raises(BaseModelError, match=r"model\.safetensors: not a complete safetensors file"):
         export(request_for(golden_dir, "tied", tmp_path / "out", name_or_path=str(torn), layout=Layout.NATIVE))
     spoilt = tmp_path / "spoilt"
     shutil.copytree(adapter, spoilt)
@@ -252,7 +252,7 @@ def test_what_the_original_cannot_say_is_refused_before_writing(golden_dir: Path
     raw = json.loads(path.read_text())
     raw["diffusion_head_config"]["diffusion_max_period"] = 5000
     path.write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match=r"diffusion_head_config\.diffusion_max_period is 5000"):
+    with pytest.raises(BaseModelError, match=r"diffusion_head_config\.diffusion_max_period is 5000"):
         export(ExportRequest(str(tmp_path / "native"), tmp_path / "back", layout=Layout.ORIGINAL))
     assert not (tmp_path / "back").exists()
 
@@ -284,7 +284,7 @@ def test_a_base_of_8_bits_is_merged_into_bf16(golden_dir: Path, adapter: Path, t
     exported = export(request)
     before, after = load_file(base / "model.safetensors"), tensors_of(tmp_path / "merged")
     assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16, torch.float32}
-    scaled = adapter_deltas(adapter, tensor_shapes(open_checkpoint(str(base)).config))[QUERY](before[QUERY].float())
+    scaled = adapter_deltas(adapter, tensor_shapes(open_base_model(str(base)).config))[QUERY](before[QUERY].float())
     assert torch.equal(after[QUERY], scaled.bfloat16())
     assert any("stored in 8 bits" in warning and "written in bf16" in warning for warning in exported.warnings)
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -310,7 +310,7 @@ def test_merging_that_overflows_is_refused(golden_dir: Path, adapter: Path, tmp_
     request = request_for(
         golden_dir, "tied", tmp_path / "out", name_or_path=str(base), adapter=adapter, adapter_scale=1e7
     )
-    with pytest.raises(CheckpointError, match="not finite numbers in float16 after merging; nothing was written"):
+    with pytest.raises(BaseModelError, match="not finite numbers in float16 after merging; nothing was written"):
         export(request)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -321,7 +321,7 @@ def test_a_base_that_is_not_finite_is_refused(golden_dir: Path, tmp_path: Path) 
         return tensors
 
     base = changed_base(golden_dir, tmp_path / "base", spoil)
-    with pytest.raises(CheckpointError, match=r"q_proj\.weight has values that are not finite numbers; download"):
+    with pytest.raises(BaseModelError, match=r"q_proj\.weight has values that are not finite numbers; download"):
         export(ExportRequest(str(base), tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 

@@ -17,7 +17,7 @@ from vibevoice_finetune.base_model.config import (
     read_config,
 )
 from vibevoice_finetune.base_model.random_model import original_config
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 
 Json = dict[str, Any]
 
@@ -118,7 +118,7 @@ def test_rope_scaling_is_carried_over(raw: Json) -> None:
 )
 def test_what_cannot_be_expressed_is_refused_by_name(raw: Json, section: str, key: str, value: object) -> None:
     raw[section][key] = value
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(BaseModelError) as refused:
         config_to_native(raw, "here/config.json")
     assert f"{section}.{key} is {value!r}" in str(refused.value)
     assert "here/config.json" in str(refused.value)
@@ -137,30 +137,30 @@ def test_what_cannot_be_expressed_is_refused_by_name(raw: Json, section: str, ke
 )
 def test_missing_keys_are_named(raw: Json, section: str, key: str) -> None:
     del raw[section][key]
-    with pytest.raises(CheckpointError, match=rf"{section}\.{key} is missing"):
+    with pytest.raises(BaseModelError, match=rf"{section}\.{key} is missing"):
         config_to_native(raw, "config.json")
 
 
 def test_nonsense_is_refused(raw: Json) -> None:
     broken = copy.deepcopy(raw)
     broken["acoustic_tokenizer_config"]["encoder_depths"] = "3-x"
-    with pytest.raises(CheckpointError, match="encoder_depths is '3-x'"):
+    with pytest.raises(BaseModelError, match="encoder_depths is '3-x'"):
         config_to_native(broken, "config.json")
     broken = copy.deepcopy(raw)
     broken["semantic_tokenizer_config"]["encoder_depths"] = "1-1"
-    with pytest.raises(CheckpointError, match="2 encoder_depths and 3 encoder_ratios"):
+    with pytest.raises(BaseModelError, match="2 encoder_depths and 3 encoder_ratios"):
         config_to_native(broken, "config.json")
     broken = copy.deepcopy(raw)
     broken["decoder_config"]["hidden_size"] = "wide"
-    with pytest.raises(CheckpointError, match=r"decoder_config\.hidden_size is 'wide'"):
+    with pytest.raises(BaseModelError, match=r"decoder_config\.hidden_size is 'wide'"):
         config_to_native(broken, "config.json")
     broken = copy.deepcopy(raw)
     broken["semantic_tokenizer_config"]["encoder_ratios"] = [5, 4, 4]
-    with pytest.raises(CheckpointError, match="frame"):
+    with pytest.raises(BaseModelError, match="frame"):
         config_to_native(broken, "config.json")
     broken = copy.deepcopy(raw)
     broken["decoder_config"] = 3
-    with pytest.raises(CheckpointError, match="decoder_config is 3"):
+    with pytest.raises(BaseModelError, match="decoder_config is 3"):
         config_to_native(broken, "config.json")
 
 
@@ -178,7 +178,7 @@ def test_nonsense_is_refused(raw: Json) -> None:
     ],
 )
 def test_other_models_are_refused(raw: Json, found: str) -> None:
-    with pytest.raises(CheckpointError, match=found):
+    with pytest.raises(BaseModelError, match=found):
         layout_of(raw, "config.json")
 
 
@@ -194,14 +194,14 @@ def test_other_models_are_refused(raw: Json, found: str) -> None:
 def test_what_the_original_cannot_say_is_refused(raw: Json, section: str, key: str, value: object) -> None:
     native = config_to_native(raw, "config.json").to_dict()
     native[section][key] = value
-    with pytest.raises(CheckpointError, match=rf"{section}\.{key} is {value!r}"):
+    with pytest.raises(BaseModelError, match=rf"{section}\.{key} is {value!r}"):
         config_to_original(read_config(native, "config.json"))
 
 
 def test_another_language_model_is_refused(raw: Json) -> None:
     native = config_to_native(raw, "config.json").to_dict()
     native["text_config"] = {"model_type": "llama", "hidden_size": 48, "num_attention_heads": 4}
-    with pytest.raises(CheckpointError, match="text_config is of model_type 'llama'; expected 'qwen2'"):
+    with pytest.raises(BaseModelError, match="text_config is of model_type 'llama'; expected 'qwen2'"):
         read_config(native, "config.json")
 
 
@@ -218,7 +218,7 @@ def test_generation_settings(raw: Json) -> None:
 @pytest.mark.parametrize("section", ["acoustic_tokenizer_config", "decoder_config", "diffusion_head_config"])
 def test_a_missing_section_is_named(raw: Json, section: str) -> None:
     del raw[section]
-    with pytest.raises(CheckpointError, match=f"config.json: lacks {section}; download the file again"):
+    with pytest.raises(BaseModelError, match=f"config.json: lacks {section}; download the file again"):
         read_config(raw, "config.json")
 
 
@@ -252,7 +252,7 @@ WRONG = [
 )
 def test_a_wrong_value_is_named_by_its_key(raw: Json, section: str, key: str, value: object) -> None:
     raw[section][key] = value
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(BaseModelError) as refused:
         read_config(raw, "here/config.json")
     message = str(refused.value)
     assert message.startswith("here/config.json: ")
@@ -273,7 +273,7 @@ def test_a_wrong_value_is_named_by_its_key(raw: Json, section: str, key: str, va
 )
 def test_sizes_that_do_not_fit_each_other(raw: Json, section: str, key: str, value: object, named: str) -> None:
     raw[section][key] = value
-    with pytest.raises(CheckpointError, match=named):
+    with pytest.raises(BaseModelError, match=named):
         read_config(raw, "config.json")
 
 
@@ -297,12 +297,12 @@ def test_native_values_are_named_too(golden_dir: Path, section: str, key: str, v
     raw = json.loads((golden_dir / "tied" / "checkpoint" / "config.json").read_text())
     native = config_to_native(raw, "config.json").to_dict()
     native[section][key] = value
-    with pytest.raises(CheckpointError, match=named):
+    with pytest.raises(BaseModelError, match=named):
         read_config(native, "config.json")
 
 
 def test_a_section_of_another_kind_is_named(raw: Json) -> None:
     native = config_to_native(raw, "config.json").to_dict()
     native["audio_config"] = None
-    with pytest.raises(CheckpointError, match=r"config\.json: audio_config is None; expected an object"):
+    with pytest.raises(BaseModelError, match=r"config\.json: audio_config is None; expected an object"):
         read_config(native, "config.json")

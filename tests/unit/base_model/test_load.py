@@ -17,19 +17,19 @@ from vibevoice_finetune.base_model import load as checkpoint_room
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import (
-    Checkpoint,
+    BaseModel,
     encoder_fingerprint,
     load_encoders,
     load_for_generation,
     load_for_training,
     model_fingerprint,
-    open_checkpoint,
+    open_base_model,
     weight_index,
     with_special_tokens,
 )
 from vibevoice_finetune.base_model.weights import lazy_tensors, read_tensors, write_weights
 from vibevoice_finetune.data.prompt import SpecialTokens
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 from vibevoice_finetune.files.headers import StoredTensor
 from vibevoice_finetune.latents.shards import Part
 
@@ -37,28 +37,28 @@ GOLDEN_TOKENS = SpecialTokens(speech_start=409, speech_end=410, frame=411, end_o
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
-def original(request: pytest.FixtureRequest, golden_dir: Path) -> Checkpoint:
-    return open_checkpoint(str(golden_dir / request.param / "checkpoint"))
+def original(request: pytest.FixtureRequest, golden_dir: Path) -> BaseModel:
+    return open_base_model(str(golden_dir / request.param / "checkpoint"))
 
 
 @pytest.fixture(scope="module")
-def whole(original: Checkpoint) -> VibeVoiceForConditionalGeneration:
+def whole(original: BaseModel) -> VibeVoiceForConditionalGeneration:
     return load_for_generation(original, torch.float32, "cpu")
 
 
 @pytest.fixture(scope="module")
-def tied(golden_dir: Path) -> Checkpoint:
-    return open_checkpoint(str(golden_dir / "tied" / "checkpoint"))
+def tied(golden_dir: Path) -> BaseModel:
+    return open_base_model(str(golden_dir / "tied" / "checkpoint"))
 
 
-def write_native(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int = 10**9) -> Checkpoint:
+def write_native(checkpoint: BaseModel, folder: Path, max_shard_bytes: int = 10**9) -> BaseModel:
     """The same checkpoint in the native layout."""
     write_weights(folder, read_tensors(weight_index(checkpoint).tensors), max_shard_bytes)
     (folder / "config.json").write_text(json.dumps(checkpoint.config.to_dict()))
-    return open_checkpoint(str(folder))
+    return open_base_model(str(folder))
 
 
-def altered(source: Path, folder: Path, **changes: Tensor | None) -> Checkpoint:
+def altered(source: Path, folder: Path, **changes: Tensor | None) -> BaseModel:
     """A copy of an original checkpoint with tensors replaced, added or (None) removed; `__` stands for a dot."""
     shutil.copytree(source, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -69,7 +69,7 @@ def altered(source: Path, folder: Path, **changes: Tensor | None) -> Checkpoint:
         else:
             tensors[name] = tensor
     save_file(tensors, folder / "model.safetensors")
-    return open_checkpoint(str(folder))
+    return open_base_model(str(folder))
 
 
 def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -84,7 +84,7 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
 # --- opening ---
 
 
-def test_open_reads_the_configuration(original: Checkpoint) -> None:
+def test_open_reads_the_configuration(original: BaseModel) -> None:
     assert original.layout is Layout.ORIGINAL
     assert original.repository is None
     assert original.raw_config["decoder_config"]["vocab_size"] == 512
@@ -92,42 +92,42 @@ def test_open_reads_the_configuration(original: Checkpoint) -> None:
 
 
 def test_open_refuses_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        open_checkpoint(str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        open_checkpoint(str(tmp_path))
+    with pytest.raises(BaseModelError, match="no such folder"):
+        open_base_model(str(tmp_path / "nowhere"))
+    with pytest.raises(BaseModelError, match=r"no config\.json"):
+        open_base_model(str(tmp_path))
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=rf"no config\.json \(did you mean {tmp_path}/sub\?\)"):
-        open_checkpoint(str(tmp_path))
+    with pytest.raises(BaseModelError, match=rf"no config\.json \(did you mean {tmp_path}/sub\?\)"):
+        open_base_model(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds an adapter, not a model"):
-        open_checkpoint(str(tmp_path))
+    with pytest.raises(BaseModelError, match="holds an adapter, not a model"):
+        open_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
-        open_checkpoint(str(tmp_path))
+    with pytest.raises(BaseModelError, match=r"config\.json: is not JSON"):
+        open_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="holds a JSON list; expected an object"):
-        open_checkpoint(str(tmp_path))
+    with pytest.raises(BaseModelError, match="holds a JSON list; expected an object"):
+        open_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(CheckpointError, match="not VibeVoice: found model_type 'qwen2'"):
-        open_checkpoint(str(tmp_path))
-    with pytest.raises(CheckpointError, match="is a file"):
-        open_checkpoint(str(tmp_path / "config.json"))
+    with pytest.raises(BaseModelError, match="not VibeVoice: found model_type 'qwen2'"):
+        open_base_model(str(tmp_path))
+    with pytest.raises(BaseModelError, match="is a file"):
+        open_base_model(str(tmp_path / "config.json"))
 
 
 def test_open_offline_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"run: hf download microsoft/VibeVoice-1\.5B$"):
-        open_checkpoint("microsoft/VibeVoice-1.5B", cache_dir=tmp_path)
+    with pytest.raises(BaseModelError, match=r"run: hf download microsoft/VibeVoice-1\.5B$"):
+        open_base_model("microsoft/VibeVoice-1.5B", cache_dir=tmp_path)
 
 
-def test_open_from_the_hubs_cache(tied: Checkpoint, tmp_path: Path) -> None:
+def test_open_from_the_hubs_cache(tied: BaseModel, tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--somebody--voice"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     shutil.copytree(tied.folder, repository / "snapshots" / commit)
-    cached = open_checkpoint("somebody/voice", cache_dir=tmp_path)
+    cached = open_base_model("somebody/voice", cache_dir=tmp_path)
     assert cached.repository is not None
     assert (cached.repository.repo_id, cached.repository.revision) == ("somebody/voice", commit)
     assert set(weight_index(cached).tensors) == set(weight_index(tied).tensors)
@@ -137,18 +137,18 @@ def test_other_sampling_rates_and_schedules_are_refused(golden_dir: Path, tmp_pa
     folder = tmp_path / "model"
     shutil.copytree(golden_dir / "tied" / "checkpoint", folder)
     (folder / "generation_config.json").write_text('{"noise_scheduler_config": {"beta_schedule": "linear"}}')
-    with pytest.raises(CheckpointError, match="beta_schedule is 'linear'"):
-        open_checkpoint(str(folder))
+    with pytest.raises(BaseModelError, match="beta_schedule is 'linear'"):
+        open_base_model(str(folder))
     (folder / "preprocessor_config.json").write_text('{"audio_processor": {"sampling_rate": 16000}}')
-    with pytest.raises(CheckpointError, match="sampling_rate is 16000"):
-        open_checkpoint(str(folder))
+    with pytest.raises(BaseModelError, match="sampling_rate is 16000"):
+        open_base_model(str(folder))
 
 
 # --- layouts ---
 
 
 def test_both_layouts_load_the_same_model(
-    original: Checkpoint, whole: VibeVoiceForConditionalGeneration, tmp_path: Path
+    original: BaseModel, whole: VibeVoiceForConditionalGeneration, tmp_path: Path
 ) -> None:
     native = write_native(original, tmp_path / "native", max_shard_bytes=100_000)
     assert native.layout is Layout.NATIVE
@@ -159,10 +159,10 @@ def test_both_layouts_load_the_same_model(
 
 
 def test_what_transformers_saves_is_opened(
-    original: Checkpoint, whole: VibeVoiceForConditionalGeneration, tmp_path: Path
+    original: BaseModel, whole: VibeVoiceForConditionalGeneration, tmp_path: Path
 ) -> None:
     whole.save_pretrained(tmp_path)
-    saved = open_checkpoint(str(tmp_path))
+    saved = open_base_model(str(tmp_path))
     assert saved.layout is Layout.NATIVE
     assert model_fingerprint(saved) == model_fingerprint(original)
     assert encoder_fingerprint(saved) == encoder_fingerprint(original)
@@ -174,7 +174,7 @@ def test_what_transformers_saves_is_opened(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_holds_no_tokenizer(
-    original: Checkpoint, whole: VibeVoiceForConditionalGeneration, dtype: torch.dtype
+    original: BaseModel, whole: VibeVoiceForConditionalGeneration, dtype: torch.dtype
 ) -> None:
     model = load_for_training(original, dtype, "cpu")
     weights = whole.state_dict()
@@ -187,7 +187,7 @@ def test_training_holds_no_tokenizer(
     assert tied == parts.facts(original.config).tied
 
 
-def test_only_what_is_needed_is_read(tied: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_needed_is_read(tied: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     @contextmanager
@@ -210,7 +210,7 @@ def test_only_what_is_needed_is_read(tied: Checkpoint, monkeypatch: pytest.Monke
         asked.clear()
 
 
-def test_frequencies_stay_float32(original: Checkpoint) -> None:
+def test_frequencies_stay_float32(original: BaseModel) -> None:
     model = load_for_training(original, torch.bfloat16, "cpu")
     buffers = dict(model.named_buffers())
     text = original.raw_config["decoder_config"]
@@ -225,7 +225,7 @@ def test_frequencies_stay_float32(original: Checkpoint) -> None:
         torch.testing.assert_close(buffers[name].double(), expected, rtol=1e-6, atol=0)
 
 
-def test_latent_scale_and_bias_are_numbers(original: Checkpoint) -> None:
+def test_latent_scale_and_bias_are_numbers(original: BaseModel) -> None:
     model = load_for_training(original, torch.float32, "cpu")
     stored = load_file(original.folder / "model.safetensors")
     assert parts.latent_scale(model).shape == parts.latent_bias(model).shape == ()
@@ -233,7 +233,7 @@ def test_latent_scale_and_bias_are_numbers(original: Checkpoint) -> None:
     assert parts.latent_bias(model) == stored["model.speech_bias_factor"]
 
 
-def test_encoders_alone(tied: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_alone(tied: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     encoders = load_encoders(tied, torch.float32, "cpu")
     facts = parts.facts(tied.config)
     assert (encoders.hop_length, encoders.acoustic_dim, encoders.semantic_dim) == (
@@ -260,7 +260,7 @@ def test_encoders_alone(tied: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> No
         encoders.encode(Part.ACOUSTIC, waveform_BN[:, 1:])
 
 
-def test_encoders_in_bf16_give_float32(tied: Checkpoint) -> None:
+def test_encoders_in_bf16_give_float32(tied: BaseModel) -> None:
     hop_length = parts.facts(tied.config).hop_length
     waveform_BN = torch.randn(1, 3 * hop_length, generator=torch.Generator().manual_seed(0))
     exact_BFC = load_encoders(tied, torch.float32, "cpu").encode(Part.ACOUSTIC, waveform_BN)
@@ -284,7 +284,7 @@ def test_missing_and_left_over_weights_are_listed(golden_dir: Path, tmp_path: Pa
         model__prediction_head__layers__9__norm__weight=torch.ones(48),
     )
     for load in (load_for_training, load_for_generation, load_encoders):  # whatever part is asked for
-        with pytest.raises(CheckpointError) as refused:
+        with pytest.raises(BaseModelError) as refused:
             load(broken, torch.float32, "cpu")
         message = str(refused.value)
         assert "3 missing: " in message
@@ -298,21 +298,21 @@ def test_missing_and_left_over_weights_are_listed(golden_dir: Path, tmp_path: Pa
 
 
 def test_native_weights_are_checked_too(golden_dir: Path, tmp_path: Path) -> None:
-    native = write_native(open_checkpoint(str(golden_dir / "tied" / "checkpoint")), tmp_path)
+    native = write_native(open_base_model(str(golden_dir / "tied" / "checkpoint")), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.multi_modal_projector.act.weight"]
     tensors["model.diffusion_head.cond_proj.weight"] = torch.zeros(64, 65)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(BaseModelError) as refused:
         load_for_training(native, torch.float32, "cpu")
     assert "1 missing: model.multi_modal_projector.act.weight" in str(refused.value)
     assert "model.diffusion_head.cond_proj.weight is (64, 65), expected (64, 64)" in str(refused.value)
 
 
-def test_original_weights_under_a_native_configuration_are_refused(tied: Checkpoint, tmp_path: Path) -> None:
+def test_original_weights_under_a_native_configuration_are_refused(tied: BaseModel, tmp_path: Path) -> None:
     native = write_native(tied, tmp_path / "native")
     shutil.copy(tied.folder / "model.safetensors", native.folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"left over: .*model\.acoustic_"):
+    with pytest.raises(BaseModelError, match=r"left over: .*model\.acoustic_"):
         load_for_training(native, torch.float32, "cpu")
 
 
@@ -320,11 +320,11 @@ def test_tied_output_matrix_in_the_file(golden_dir: Path, tmp_path: Path) -> Non
     source = golden_dir / "tied" / "checkpoint"
     embedding = load_file(source / "model.safetensors")["model.language_model.embed_tokens.weight"]
     equal = altered(source, tmp_path / "equal", lm_head__weight=embedding.clone())
-    assert model_fingerprint(equal) == model_fingerprint(open_checkpoint(str(source)))
+    assert model_fingerprint(equal) == model_fingerprint(open_base_model(str(source)))
     model = load_for_training(equal, torch.float32, "cpu")
     assert parts.lm_head(model).weight is parts.embed_tokens(model).weight
     other = altered(source, tmp_path / "other", lm_head__weight=embedding * 1.01)
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from"):
+    with pytest.raises(BaseModelError, match=r"lm_head\.weight differs from"):
         load_for_training(other, torch.float32, "cpu")
 
 
@@ -337,7 +337,7 @@ class Digests(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def tied_digests(tied: Checkpoint) -> Digests:
+def tied_digests(tied: BaseModel) -> Digests:
     return Digests(model_fingerprint(tied), encoder_fingerprint(tied))
 
 
@@ -355,7 +355,7 @@ def tied_digests(tied: Checkpoint) -> Digests:
     ],
 )
 def test_fingerprints_tell_the_parts_apart(
-    name: str, moves_model: bool, moves_encoders: bool, tied: Checkpoint, tied_digests: Digests, tmp_path: Path
+    name: str, moves_model: bool, moves_encoders: bool, tied: BaseModel, tied_digests: Digests, tmp_path: Path
 ) -> None:
     tensor = load_file(tied.folder / "model.safetensors")[name].clone()
     tensor.view(-1)[-1] += 1e-6  # the last element, by a hair
@@ -365,7 +365,7 @@ def test_fingerprints_tell_the_parts_apart(
 
 
 def test_fingerprints_of_different_models_differ(golden_dir: Path) -> None:
-    checkpoints = [open_checkpoint(str(golden_dir / kind / "checkpoint")) for kind in ("tied", "untied")]
+    checkpoints = [open_base_model(str(golden_dir / kind / "checkpoint")) for kind in ("tied", "untied")]
     digests = [fingerprint(one) for one in checkpoints for fingerprint in (model_fingerprint, encoder_fingerprint)]
     assert len(set(digests)) == 4
     assert all(len(digest) == 32 for digest in digests)
@@ -374,16 +374,16 @@ def test_fingerprints_of_different_models_differ(golden_dir: Path) -> None:
 # --- generation ---
 
 
-def test_token_ids_come_from_the_tokenizer(original: Checkpoint) -> None:
+def test_token_ids_come_from_the_tokenizer(original: BaseModel) -> None:
     config = with_special_tokens(original, GOLDEN_TOKENS).config
     assert (config.audio_bos_token_id, config.audio_eos_token_id, config.audio_token_id) == (409, 410, 411)
     assert (config.eos_token_id, config.pad_token_id) == (400, 400)
     assert original.config.audio_bos_token_id == 151652, "the checkpoint that was given is left as it was"
-    with pytest.raises(CheckpointError, match=r"ids up to 512, the model's vocabulary ends at 511"):
+    with pytest.raises(BaseModelError, match=r"ids up to 512, the model's vocabulary ends at 511"):
         with_special_tokens(original, SpecialTokens(512, 410, 411, 400))
 
 
-def test_generate_runs_on_what_was_loaded(tied: Checkpoint) -> None:
+def test_generate_runs_on_what_was_loaded(tied: BaseModel) -> None:
     pytest.importorskip("diffusers")
     model = load_for_generation(with_special_tokens(tied, GOLDEN_TOKENS), torch.float32, "cpu")
     assert model.generation_config.guidance_scale == 1.3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor, VibeVoiceProcessor
 
-from vibevoice_finetune.base_model.load import open_checkpoint, with_special_tokens
+from vibevoice_finetune.base_model.load import open_base_model, with_special_tokens
 from vibevoice_finetune.base_model.processor import write_native_files, write_original_files
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.data.prompt import generation_prompt
@@ -21,7 +21,7 @@ HOP = 40  # samples a frame in the golden "tied" model
 @pytest.fixture(scope="module")
 def native_dir(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("native")
-    checkpoint = open_checkpoint(str(golden_dir / "tied" / "checkpoint"))
+    checkpoint = open_base_model(str(golden_dir / "tied" / "checkpoint"))
     tokenizer = load_tokenizer(checkpoint, str(golden_dir / "tokenizer"))
     tokenizer.chat_template = "{{ 'the template of a text model' }}"  # as the tokenizer of Qwen2.5 has one
     checkpoint = with_special_tokens(checkpoint, special_tokens(tokenizer))
@@ -108,7 +108,7 @@ def test_voices_are_padded_to_the_models_frames(processor: VibeVoiceProcessor) -
 
 def test_the_originals_settings_are_those_of_the_released_models(golden_dir: Path, tmp_path: Path) -> None:
     source = golden_dir / "tied" / "checkpoint"
-    write_original_files(tmp_path, open_checkpoint(str(source)).config, None)
+    write_original_files(tmp_path, open_base_model(str(source)).config, None)
     assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
     written = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert written == json.loads((source / "preprocessor_config.json").read_text())

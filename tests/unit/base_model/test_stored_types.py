@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vibevoice_finetune.base_model.load import load_for_training, open_checkpoint
+from vibevoice_finetune.base_model.load import load_for_training, open_base_model
 from vibevoice_finetune.base_model.stored_types import check_quantization_config
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj.weight"
 
@@ -42,7 +42,7 @@ def altered(source: Path, folder: Path, **changes: Tensor) -> Path:
 def test_the_configuration_says_how(found: object, said: str) -> None:
     advice = r"microsoft/VibeVoice-1\.5B or aoi-ot/VibeVoice-Large; .*--load_in_8bit True or --load_in_4bit True"
     for raw in ({"quantization_config": found}, {"decoder_config": {"quantization_config": found}}):
-        with pytest.raises(CheckpointError, match=f"^config.json: the model is quantised {said}.*{advice}"):
+        with pytest.raises(BaseModelError, match=f"^config.json: the model is quantised {said}.*{advice}"):
             check_quantization_config(raw, "config.json")
 
 
@@ -55,8 +55,8 @@ def test_a_quantised_folder_is_named_when_it_is_opened(golden_dir: Path, tmp_pat
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"config\.json: the model is quantised \(bitsandbytes, 8 bit\)"):
-        open_checkpoint(str(folder))
+    with pytest.raises(BaseModelError, match=r"config\.json: the model is quantised \(bitsandbytes, 8 bit\)"):
+        open_base_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_the_names_of_tensors_say_how(golden_dir: Path, tmp_path: Path, name: st
     folder = altered(golden_dir / "tied" / "checkpoint", tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {name: torch.zeros(3)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=rf"model\.safetensors: the model is quantised \({said}\); .*unquantised"):
-        open_checkpoint(str(folder))
+    with pytest.raises(BaseModelError, match=rf"model\.safetensors: the model is quantised \({said}\); .*unquantised"):
+        open_base_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,8 @@ def test_what_is_not_a_floating_point_number_is_refused(
 ) -> None:
     weight = load_file(golden_dir / "tied" / "checkpoint" / "model.safetensors")[LAYER]
     folder = altered(golden_dir / "tied" / "checkpoint", tmp_path / "model", **{LAYER: weight.to(dtype)})
-    with pytest.raises(
-        CheckpointError, match=rf"1 of \d+ tensors are not floating-point weights: .*q_proj.* is {said}"
-    ):
-        open_checkpoint(str(folder))
+    with pytest.raises(BaseModelError, match=rf"1 of \d+ tensors are not floating-point weights: .*q_proj.* is {said}"):
+        open_base_model(str(folder))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -101,7 +99,7 @@ def test_float8_is_said_once(
     weight = load_file(golden_dir / "tied" / "checkpoint" / "model.safetensors")[LAYER]
     folder = altered(golden_dir / "tied" / "checkpoint", tmp_path / "model", **{LAYER: weight.to(dtype)})
     with caplog.at_level(logging.WARNING):
-        model = load_for_training(open_checkpoint(str(folder)), torch.float32, "cpu")
+        model = load_for_training(open_base_model(str(folder)), torch.float32, "cpu")
     said = [record.getMessage() for record in caplog.records if "8 bits" in record.getMessage()]
     assert len(said) == 1
     assert f"{folder / 'model.safetensors'}: 1 of " in said[0]

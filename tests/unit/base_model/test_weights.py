@@ -21,7 +21,7 @@ from vibevoice_finetune.base_model.weights import (
     read_tensors,
     write_weights,
 )
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import BaseModelError
 from vibevoice_finetune.files.atomic import WriteError, writing_folder
 
 SCALE = "model.latent_scaling_factor"
@@ -94,7 +94,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_shard_bytes", [1, 1000])
 def test_weights_are_never_mixed_with_others(max_shard_bytes: int, tmp_path: Path) -> None:
     write_weights(tmp_path, tensors().items(), max_shard_bytes)
-    with pytest.raises(CheckpointError, match="already holds a model's weights"):
+    with pytest.raises(BaseModelError, match="already holds a model's weights"):
         write_weights(tmp_path, tensors().items())
 
 
@@ -108,7 +108,7 @@ def test_missing_left_over_and_misshapen_are_all_listed(tmp_path: Path) -> None:
     del content["model.semantic_connector.linear_1.bias"]
     content["model.language_model.embed_tokens.weight"] = torch.zeros(5, 4)
     content["model.extra"] = torch.zeros(1)
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(BaseModelError) as refused:
         check_weights(stored(tmp_path, content), SHAPES)
     message = str(refused.value)
     assert "1 missing: model.semantic_connector.linear_1.bias" in message
@@ -120,19 +120,19 @@ def test_missing_left_over_and_misshapen_are_all_listed(tmp_path: Path) -> None:
 
 def test_missing_tensors_are_called_what_the_files_would_call_them(tmp_path: Path) -> None:
     write_weights(tmp_path, [("model.speech_scaling_factor", torch.tensor(1.0))])
-    with pytest.raises(CheckpointError, match=r"2 missing: .*model\.semantic_connector\.fc1\.bias;"):
+    with pytest.raises(BaseModelError, match=r"2 missing: .*model\.semantic_connector\.fc1\.bias;"):
         check_weights(index_weights(tmp_path, Layout.ORIGINAL), SHAPES)
 
 
 def test_names_that_no_model_has_are_left_over(tmp_path: Path) -> None:
     index = stored(tmp_path, tensors())
-    with pytest.raises(CheckpointError, match=r"1 left over: model\.surprise"):
+    with pytest.raises(BaseModelError, match=r"1 left over: model\.surprise"):
         check_weights(replace(index, unnamed=("model.surprise",)), SHAPES)
 
 
 def test_a_long_list_is_cut(tmp_path: Path) -> None:
     content = tensors() | {f"stranger.{i}": torch.zeros(1) for i in range(50)}
-    with pytest.raises(CheckpointError, match=r"50 left over: .* and 30 more"):
+    with pytest.raises(BaseModelError, match=r"50 left over: .* and 30 more"):
         check_weights(stored(tmp_path, content), SHAPES)
 
 
@@ -141,27 +141,27 @@ def test_tied_output_matrix_may_stand_in_the_file_if_it_is_equal(tmp_path: Path)
     content["lm_head.weight"] = content["model.language_model.embed_tokens.weight"].clone()
     assert set(check_weights(stored(tmp_path / "equal", content), SHAPES).tensors) == set(SHAPES)
     content["lm_head.weight"][4, 2] += 1e-3
-    with pytest.raises(CheckpointError, match=r"differs from .*embed_tokens.*tie_word_embeddings"):
+    with pytest.raises(BaseModelError, match=r"differs from .*embed_tokens.*tie_word_embeddings"):
         check_weights(stored(tmp_path / "other", content), SHAPES)
 
 
 def test_untied_output_matrix_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"1 missing: lm_head\.weight"):
+    with pytest.raises(BaseModelError, match=r"1 missing: lm_head\.weight"):
         check_weights(stored(tmp_path, tensors()), SHAPES | {"lm_head.weight": (5, 3)})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_an_unusable_scale_is_refused(value: float, tmp_path: Path) -> None:
     content = tensors() | {SCALE: torch.tensor(value)}
-    with pytest.raises(CheckpointError, match=r"model\.latent_scaling_factor is .*expected a finite number"):
+    with pytest.raises(BaseModelError, match=r"model\.latent_scaling_factor is .*expected a finite number"):
         check_weights(stored(tmp_path, content), SHAPES)
 
 
 def test_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no weights: found none"):
+    with pytest.raises(BaseModelError, match="no weights: found none"):
         index_weights(tmp_path, Layout.NATIVE)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(CheckpointError, match=r"no weights: found pytorch_model\.bin.*convert"):
+    with pytest.raises(BaseModelError, match=r"no weights: found pytorch_model\.bin.*convert"):
         index_weights(tmp_path, Layout.NATIVE)
 
 
@@ -171,14 +171,14 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in (0, 5, 60, len(whole) - 1):
         file.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=rf"model\.safetensors: not a complete .*found {length:,} bytes"):
+        with pytest.raises(BaseModelError, match=rf"model\.safetensors: not a complete .*found {length:,} bytes"):
             index_weights(tmp_path, Layout.NATIVE)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     files = write_weights(tmp_path, tensors().items(), max_shard_bytes=1)
     files[1].unlink()
-    with pytest.raises(CheckpointError, match=r"1 of 3 shards missing: model-00002-of-00003\.safetensors"):
+    with pytest.raises(BaseModelError, match=r"1 of 3 shards missing: model-00002-of-00003\.safetensors"):
         index_weights(tmp_path, Layout.NATIVE)
 
 
@@ -197,7 +197,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 )
 def test_a_broken_index_is_named(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_text(content)
-    with pytest.raises(CheckpointError, match=re.escape(said)):
+    with pytest.raises(BaseModelError, match=re.escape(said)):
         index_weights(tmp_path, Layout.NATIVE)
 
 
@@ -207,7 +207,7 @@ def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     inside = tmp_path / "model"
     inside.mkdir()
     (inside / INDEX_FILE).write_text(json.dumps({"weight_map": dict.fromkeys(SHAPES, "../outside.safetensors")}))
-    with pytest.raises(CheckpointError, match=r"is in '\.\./outside\.safetensors'; expected the name"):
+    with pytest.raises(BaseModelError, match=r"is in '\.\./outside\.safetensors'; expected the name"):
         index_weights(inside, Layout.NATIVE)
 
 
@@ -215,7 +215,7 @@ def test_the_same_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         save_file({SCALE: torch.tensor(1.0)}, tmp_path / name)
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {SCALE: "a.safetensors", "x": "b.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"b\.safetensors: model\.latent_scaling_factor is the same tensor"):
+    with pytest.raises(BaseModelError, match=r"b\.safetensors: model\.latent_scaling_factor is the same tensor"):
         index_weights(tmp_path, Layout.NATIVE)
 
 

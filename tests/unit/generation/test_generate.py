@@ -26,7 +26,7 @@ from vibevoice_finetune.audio.source import (
 )
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.prompt import generation_prompt
-from vibevoice_finetune.errors import AdapterError, ArgumentError, CheckpointError, DataError, UserError
+from vibevoice_finetune.errors import AdapterError, ArgumentError, BaseModelError, DataError, UserError
 from vibevoice_finetune.generation import generate as generate_room
 from vibevoice_finetune.generation import loop
 from vibevoice_finetune.generation import prompts as prompts_room
@@ -530,8 +530,8 @@ def test_a_source_is_loaded_on_the_way(golden_dir: Path) -> None:
         ({"device": "meta"}, ArgumentError, "--device meta: not supported; expected cpu, cuda, mps, xpu, or cuda:1"),
         ({"device": "hpu"}, ArgumentError, "--device hpu: not supported"),
         ({"device": "CPU"}, ArgumentError, "--device CPU: cannot be used here"),
-        ({"adapter": "/no/such/adapter"}, CheckpointError, "/no/such/adapter: no such folder; expected .* adapter"),
-        ({"processor_name_or_path": "/no/such/tokenizer"}, CheckpointError, "/no/such/tokenizer"),
+        ({"adapter": "/no/such/adapter"}, BaseModelError, "/no/such/adapter: no such folder; expected .* adapter"),
+        ({"processor_name_or_path": "/no/such/tokenizer"}, BaseModelError, "/no/such/tokenizer"),
     ],
 )
 def test_a_source_that_cannot_be_loaded(

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from vibevoice_finetune.errors import CheckpointError
+from vibevoice_finetune.errors import RunCheckpointError
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.training import run_checkpoints
 
@@ -101,7 +101,7 @@ def test_the_newest_whole_one_is_found_behind_damaged_ones(tmp_path):
         "checkpoint-9 is damaged (its weights has 3 bytes instead of 4)",
     ]
     with pytest.raises(
-        CheckpointError, match=r"checkpoint-10 is damaged: .* the newest whole one there is checkpoint-2"
+        RunCheckpointError, match=r"checkpoint-10 is damaged: .* the newest whole one there is checkpoint-2"
     ):
         run_checkpoints.check(tmp_path / "checkpoint-10")
     run_checkpoints.check(tmp_path / "checkpoint-2")
