@@ -20,14 +20,14 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were read to be hashed."""
     names: list[str] = []
-    digest = AudioSource.digest
+    digest = AudioSource.content_digest
 
     def watched(source: AudioSource) -> str:
         assert source.path is not None
         names.append(source.path.name)
         return digest(source)
 
-    monkeypatch.setattr(AudioSource, "digest", watched)
+    monkeypatch.setattr(AudioSource, "content_digest", watched)
     return names
 
 
@@ -68,7 +68,7 @@ def test_a_known_file_is_not_read_again(tmp_path: Path, clip: Path, read: list[s
 def test_a_digest_that_ends_with_zeros_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = "ab" + "00" * 31
     source = file_source(tmp_path / "clip.wav", b"one")
-    monkeypatch.setattr(AudioSource, "digest", lambda _: digest)
+    monkeypatch.setattr(AudioSource, "content_digest", lambda _: digest)
     learned(tmp_path, source)
     monkeypatch.undo()
     assert DigestCache(tmp_path).digest(file_source(tmp_path / "clip.wav")) == digest

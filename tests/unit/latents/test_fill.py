@@ -616,7 +616,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(
     (tmp_path / "store").write_text("a file where the folder should be")
     encoder = SmallEncoder()
     hashed: list[AudioSource] = []
-    monkeypatch.setattr(AudioSource, "digest", hashed.append)
+    monkeypatch.setattr(AudioSource, "content_digest", hashed.append)
     with pytest.raises(UserError, match=r"store.*cannot be written.*choose another place with --latents_dir") as caught:
         fill(open_store(tmp_path / "store", encoder), targets(3), encoder, refuse)
     assert "\n" not in str(caught.value)
