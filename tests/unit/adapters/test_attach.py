@@ -28,7 +28,7 @@ from vibevoice_finetune.adapters.attach import (
     trainable_parameters,
 )
 from vibevoice_finetune.base_model import parts
-from vibevoice_finetune.errors import ArgumentError, BaseModelError
+from vibevoice_finetune.errors import ArgumentError, RunCheckpointError
 
 COMBINATIONS = [
     plan(lora_target_modules=targets, head=head, train_connectors=connectors, lora_dropout=0.1)
@@ -330,7 +330,7 @@ def test_a_state_that_does_not_fit_is_refused(spoil: object, message: str) -> No
     check_state(parameters, state, "here")
     assert callable(spoil)
     spoil(state, "model.language_model.layers.1.self_attn.q_proj.lora_A.default.weight")
-    with pytest.raises(BaseModelError, match=f"here: .*{message}"):
+    with pytest.raises(RunCheckpointError, match=f"here: .*{message}"):
         check_state(parameters, state, "here")
 
 
