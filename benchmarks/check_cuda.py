@@ -31,7 +31,7 @@ from vibevoice_finetune.base_model.load import (
     load_encoders,
     load_for_generation,
     load_for_training,
-    open_checkpoint,
+    open_base_model,
 )
 from vibevoice_finetune.base_model.tensor_names import to_original
 from vibevoice_finetune.data.collate import Batch, collate
@@ -208,7 +208,7 @@ def gradients(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[
 
 def open_golden(model: str) -> Checkpoint:
     """One of the two golden checkpoints."""
-    return open_checkpoint(str(GOLDEN / model / "checkpoint"))
+    return open_base_model(str(GOLDEN / model / "checkpoint"))
 
 
 def run(objective: Objective, batch: Batch, dtype: torch.dtype, device: torch.device) -> Terms:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks import random_model, record
 from benchmarks.encode_store import read_speech
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, normalize_rms
-from vibevoice_finetune.base_model.load import SpeechEncoders, load_encoders, open_checkpoint
+from vibevoice_finetune.base_model.load import SpeechEncoders, load_encoders, open_base_model
 from vibevoice_finetune.latents.shards import Part
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -66,7 +66,7 @@ def load(model: str, dtype: torch.dtype) -> SpeechEncoders:
     """A golden checkpoint's encoders, or random ones of a size."""
     device = torch.device("cpu")
     if model.startswith("golden"):
-        return load_encoders(open_checkpoint(str(GOLDEN / model.removeprefix("golden ") / "checkpoint")), dtype, device)
+        return load_encoders(open_base_model(str(GOLDEN / model.removeprefix("golden ") / "checkpoint")), dtype, device)
     return random_model.encoders(random_model.config_of(model), dtype, device)  # type: ignore[arg-type]  # a size
 
 

@@ -29,7 +29,7 @@ import torch
 from benchmarks import record
 from benchmarks.ceiling import has_bf16
 from benchmarks.watch import Peak, Watch
-from vibevoice_finetune.base_model.random_model import write_random_checkpoint
+from vibevoice_finetune.base_model.random_model import write_random_model
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.memory.predict import predict
 
@@ -62,7 +62,7 @@ def main() -> None:
                 f"{free / 1e9:.1f} GB free in {folder}, {DISK_NEEDED[flags.size] / 1e9:.0f} needed; see --work_dir"
             )
         began = time.monotonic()
-        write_random_checkpoint(folder / "model", flags.size, torch.bfloat16)
+        write_random_model(folder / "model", flags.size, torch.bfloat16)
         write_sec = time.monotonic() - began
         checkpoint_bytes = sum(path.stat().st_size for path in (folder / "model").iterdir())
         print(f"checkpoint: {checkpoint_bytes / 1e9:.2f} GB in {write_sec:.0f} s")

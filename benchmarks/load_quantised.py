@@ -27,11 +27,11 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import torch
-from vibevoice_finetune.base_model.load import load_for_training, open_checkpoint
+from vibevoice_finetune.base_model.load import load_for_training, open_base_model
 from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
 import bitsandbytes
 bits = int(sys.argv[2])
-checkpoint = open_checkpoint(sys.argv[1])
+checkpoint = open_base_model(sys.argv[1])
 quantization = quantization_config(bits) if bits < 16 else None
 warm = bitsandbytes.nn.Linear4bit(64, 64).to("cpu")
 print("loading", flush=True)
@@ -89,7 +89,7 @@ def write_checkpoint(folder: Path, size: str, files: int | None) -> Path:
         sys.exit(f"{DISK_NEEDED[size] / 1e9:.0f} GB of disk are needed in {folder}; see --work_dir")
     random_model.MAX_SHARD_BYTES = 2 * 10**9  # files on the Hub are larger than those that we write
     count = files or {"tiny": 2, "1.5b": 3, "7b": 10}[size]
-    return random_model.write_random_checkpoint(folder / "model", size, torch.bfloat16, shards=count)  # type: ignore[arg-type]  # one of the choices
+    return random_model.write_random_model(folder / "model", size, torch.bfloat16, shards=count)  # type: ignore[arg-type]  # one of the choices
 
 
 def load(folder: Path, bits: int, largest_file: int) -> record.Json:

@@ -24,6 +24,6 @@ def golden_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint of size "tiny" in the original layout, float32, text tokenizer included. Read it only."""
-    from vibevoice_finetune.base_model.random_model import write_random_checkpoint
+    from vibevoice_finetune.base_model.random_model import write_random_model
 
-    return write_random_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "tiny", torch.float32)
+    return write_random_model(tmp_path_factory.mktemp("models") / "tiny", "tiny", torch.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vibevoice_finetune.base_model.load import load_for_training, open_checkpoint, with_special_tokens
+from vibevoice_finetune.base_model.load import load_for_training, open_base_model, with_special_tokens
 from vibevoice_finetune.base_model.parts import facts
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
@@ -41,7 +41,7 @@ class Small:
     """
 
     def __init__(self, model_dir: Path, folder: Path, processor_dir: Path | None = None) -> None:
-        checkpoint = open_checkpoint(str(model_dir))
+        checkpoint = open_base_model(str(model_dir))
         self.tokenizer = load_tokenizer(checkpoint, str(processor_dir) if processor_dir else None)
         self.special = special_tokens(self.tokenizer)
         self.checkpoint = with_special_tokens(checkpoint, self.special)

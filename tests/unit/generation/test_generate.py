@@ -1,5 +1,6 @@
 """Requests and what they become: seeds, batches, limits, and what is corrected in transformers' loop."""
 
+import copy
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -255,6 +256,15 @@ def test_a_voice_is_encoded_in_pieces_as_in_one(speaker: SpeechModel, monkeypatc
     assert whole.shape == (7, parts.facts(speaker.model.config).acoustic_dim)
     monkeypatch.setattr(prompts_room, "ENCODED_AT_ONCE_FRAMES", 2)
     torch.testing.assert_close(encode_voice(speaker.model, LONG), whole, atol=1e-5, rtol=0)
+
+
+def test_a_voice_is_encoded_in_float32_whatever_the_models_dtype(speaker: SpeechModel) -> None:
+    """As the latent store encodes it for training; the weights themselves stay in bf16."""
+    in_bf16 = copy.deepcopy(speaker.model).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in in_bf16.state_dict().items()}
+    rounded = copy.deepcopy(in_bf16).float()
+    assert torch.equal(encode_voice(in_bf16, LONG), encode_voice(rounded, LONG))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in in_bf16.state_dict().items())
 
 
 def test_a_scripts_voices_are_jittered_one_by_one(speaker: SpeechModel) -> None:
