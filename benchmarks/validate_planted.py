@@ -148,9 +148,12 @@ def chords(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return music
 
 
-def in_a_room(samples: Audio, rng: np.random.Generator) -> Audio:
+def in_a_room(
+    samples: Audio, rng: np.random.Generator, t60: float | None = None, ratio_db: float | None = None
+) -> Audio:
     """Noise that dies away after the direct sound: T60 of 0.8 to 1.4 s, as strong as the direct sound or stronger."""
-    t60, ratio_db = rng.uniform(0.8, 1.4), rng.uniform(-4, 0)
+    t60 = float(rng.uniform(0.8, 1.4)) if t60 is None else t60
+    ratio_db = float(rng.uniform(-4, 0)) if ratio_db is None else ratio_db
     size = int(1.2 * t60 * RATE)
     answer = rng.standard_normal(size) * 10 ** (-3 * np.arange(size) / RATE / t60)
     answer[: int(0.003 * RATE)] = 0
