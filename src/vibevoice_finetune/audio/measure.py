@@ -89,7 +89,7 @@ def find_speech(levels_L: Decibels) -> Activity:
 
     >>> levels = np.array([-80.0] * 30 + [-20.0] * 50 + [-80.0] * 40)
     >>> activity = find_speech(levels)
-    >>> activity.segments_sec, round(activity.level_dbfs), activity.trailing_silence_sec
+    >>> activity.segments_sec, round(activity.level_dbfs), round(activity.trailing_silence_sec, 1)
     (((0.3, 0.8),), -20, 0.4)
     """
     total_sec = len(levels_L) * FRAME_SEC

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Severity(StrEnum):
-    """An error is what `train` refuses; a warning is what it would learn."""
+    """An error is what `train` refuses or can learn nothing from; a warning is what it would learn."""
 
     ERROR = "error"
     WARNING = "warning"

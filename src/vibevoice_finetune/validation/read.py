@@ -22,6 +22,7 @@ KIND_OF_REASON = {
     "undecodable audio": "unreadable-audio",
     "non-finite audio": "unreadable-audio",
     "silent audio": "silent",
+    "channels cancel": "channels-cancel",
     "too long": "too-long",
     "too short": "too-short",
 }
