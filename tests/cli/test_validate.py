@@ -88,6 +88,29 @@ def test_mistakes_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_texts_and_names_of_strangers_are_shown_safely(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jinja2")
+    base = json.loads((data / "good.jsonl").read_text().splitlines()[0])
+    base["audio"] = str(data / base["audio"])
+    rows = [
+        base,
+        {**base, "text": "Speaker 0: red \x1b[31m text that goes on and on."},
+        {**base, "text": "Speaker 0: half \ud800 a letter is in here, you see."},
+        {**base, "text": "\x1b]0;title\x07 without any tag at all."},
+        {**base, "text": "Speaker 0: two lines\u2028and a half caf\u00c3\u0085 here."},
+        {**base, "text": "Speaker 0: an ordinary text for a strange name.", "speaker": "\x1b[2J\ud800\u202eAnna"},
+        {**base, "text": "Speaker 0: a file with a strange name is here.", "audio": "no\x1b[31m\ud800where.wav"},
+    ]
+    path = tmp_path / "strange.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page, fixed = tmp_path / "page.html", tmp_path / "fixed.jsonl"
+    assert main(["validate", str(path), "--deep", "--report", str(page), "--fix", str(fixed), "--max_shown", "0"]) == 1
+    for text in (capsys.readouterr().out, page.read_text(encoding="utf-8")):
+        assert [character for character in text if not character.isprintable() and character != "\n"] == []
+
+
 def test_train_says_the_cheap_part_by_itself(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

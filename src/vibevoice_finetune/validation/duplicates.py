@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.data.rows import Row
 from vibevoice_finetune.data.script import shorten
+from vibevoice_finetune.errors import shown
 from vibevoice_finetune.validation.findings import Finding
 from vibevoice_finetune.validation.fingerprint import Fingerprint, same_recordings
 from vibevoice_finetune.validation.text_checks import normalised
@@ -25,7 +26,7 @@ def check_paths(train: Sequence[Row], validation: Sequence[Row]) -> Iterator[Fin
             if where != row.where:
                 leaked = earlier_in_training != in_training
                 kind = "leaked-audio" if leaked else "same-audio"
-                yield Finding(kind, row.where, f"{row.audio.path} is the audio of {where}, too", 1.0)
+                yield Finding(kind, row.where, f"{shown(row.audio.path)} is the audio of {where}, too", 1.0)
 
 
 def check_texts(train: Sequence[Row], validation: Sequence[Row]) -> Iterator[Finding]:

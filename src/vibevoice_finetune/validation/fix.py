@@ -6,6 +6,7 @@ nothing. Neither the original nor any other file is overwritten.
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,4 +108,10 @@ def _moved(values: dict[str, object], columns: Columns, folder: str) -> dict[str
 
 
 def _jsonl(rows: Sequence[dict[str, object]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(_line(row) + "\n" for row in rows)
+
+
+def _line(row: dict[str, object]) -> str:
+    """A row with its letters as they are; half characters, which UTF-8 has not, stay escaped."""
+    text = json.dumps(row, ensure_ascii=False)
+    return json.dumps(row) if re.search("[\ud800-\udfff]", text) else text

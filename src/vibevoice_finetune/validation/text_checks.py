@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from vibevoice_finetune.data.script import corrected_script, parse_script, shorten
-from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.errors import DataError, shown
 from vibevoice_finetune.validation.findings import Finding
 
 CONTROL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
@@ -31,6 +31,8 @@ MAYBE_ABBREVIATION = re.compile(
 )
 """Of what markup, digits and abbreviations begin with: without any, there is none. It begins with letters and not with
 a border of words, which `re` searches for five times as fast."""
+
+LINE_CHARACTERS = frozenset("\n\r\t")
 
 RARE_SHARE = 0.005
 ENOUGH_ROWS = 50
@@ -90,7 +92,7 @@ def check_letters(texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
     Args:
         texts: (where, text) of all rows.
     """
-    characters = [(where, text, frozenset() if text.isascii() else frozenset(text)) for where, text in texts]
+    characters = [(where, text, frozenset() if _is_plain(text) else frozenset(text)) for where, text in texts]
     rows_with = Counter(character for _, _, found in characters for character in found if ord(character) > 127)
     scripts = Counter(script for _, text, found in characters for script in _scripts(text, found))
     usual = {script for script, count in scripts.items() if count >= 0.05 * len(texts)}
@@ -103,14 +105,14 @@ def check_letters(texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
             yield Finding("foreign-script", where, f'{name} "{"".join(foreign)[:20]}" in "{shorten(text)}"')
             continue
         if odd := _odd(text, rows_with, len(texts)):
-            yield Finding("odd-character", where, f'"{odd}" ({_name(odd)}) in "{shorten(text)}"')
+            yield Finding("odd-character", where, f'"{shown(odd)}" ({_name(odd)}) in "{shorten(text)}"')
 
 
 def _odd(text: str, rows_with: Mapping[str, int], total: int) -> str | None:
     if broken := MOJIBAKE.search(text):
         return broken[0]
     for character in text:
-        if ord(character) < 128:
+        if character in LINE_CHARACTERS or (character.isascii() and character.isprintable()):
             continue
         category = unicodedata.category(character)
         if category in {"Co", "Cn", "Cc", "So", "Sm"}:  # private use, unassigned, control, pictures
@@ -118,6 +120,11 @@ def _odd(text: str, rows_with: Mapping[str, int], total: int) -> str | None:
         if category[0] == "L" and total >= ENOUGH_ROWS and rows_with[character] < max(2, RARE_SHARE * total):
             return character
     return None
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is of printable ASCII: most English ones are."""
+    return text.isascii() and text.replace("\n", "").isprintable()
 
 
 def _scripts(text: str, found: frozenset[str]) -> set[str]:

@@ -14,6 +14,7 @@ from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ, AudioError
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.data.rows import Row
 from vibevoice_finetune.data.script import num_speakers, parse_script
+from vibevoice_finetune.errors import shown
 from vibevoice_finetune.validation import audio_checks, duplicates, words_and_voices
 from vibevoice_finetune.validation.findings import KINDS, Finding, Severity, by_kind
 from vibevoice_finetune.validation.listen import Ears, Heard, Job, header_seconds, listen
@@ -135,7 +136,7 @@ def check_links(rows: Sequence[Row]) -> Iterator[Finding]:
             if path is not None and path.is_symlink():
                 target = path.resolve()
                 if not target.is_relative_to(path.parent.resolve()):
-                    yield Finding("outside-link", source.where, f"{path} leads to {target}")
+                    yield Finding("outside-link", source.where, f"{shown(path)} leads to {shown(target)}")
 
 
 def _listen(rows: Sequence[Row], options: Options, follow: Follow | None) -> dict[str, Heard]:
@@ -175,7 +176,7 @@ def _check_heard(
     by_row = [(row, heard[_key(row.audio)]) for row in rows]
     yield from words_and_voices.check_words(
         [
-            Words(row.where, row.text, found.words, found.source.where in degraded)
+            Words(row.where, row.text, found.words, found.source.where in degraded, row.speaker)
             for row, found in by_row
             if found.words is not None
         ]
@@ -252,7 +253,9 @@ def _seconds(row: Row, heard: dict[str, Heard], deep: bool) -> float | None:
 
 
 def _size(row: Row, duration: float | None) -> ClipSize | None:
-    return None if duration is None else ClipSize(duration, len(row.text.encode()), row.speaker)
+    if duration is None:
+        return None
+    return ClipSize(duration, len(row.text.encode()), shown(row.speaker) if row.speaker else None)
 
 
 def _key(source: AudioSource) -> str:

@@ -69,7 +69,9 @@ def test_a_letter_that_hardly_any_row_has() -> None:
     assert letters(["plain"] * 10 + ["a façade"]) == []  # ten rows do not say what is usual
 
 
-@pytest.mark.parametrize("text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000"])
+@pytest.mark.parametrize(
+    "text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000", "bell \a"]
+)
 def test_broken_encodings_and_pictures(text: str) -> None:
     assert letters(["plain"] * 10 + [text]) == [("10", "odd-character")]
 

@@ -32,6 +32,18 @@ def test_of_bad_sound_less_can_be_heard() -> None:
     assert list(check_words([Words("rows:1", text, heard, degraded=True)])) == []
 
 
+def test_a_voice_that_the_recogniser_does_not_know() -> None:
+    pytest.importorskip("rapidfuzz")
+    text = "Speaker 0: abcdefghij"
+    # 20 to 40 % of every row: the median is 30 %, its deviation 1.5 · 10 %, so that up to 65 % are usual.
+    heard = ("abcdefghxx", "abcdefgxxx", "abcdefxxxx") * 4
+    rows = [Words(f"rows:{number}", text, words, speaker="Anna") for number, words in enumerate(heard)]
+    assert list(check_words(rows)) == []
+    wrong = Words("rows:99", text, "abzzzzzzzz", speaker="Anna")
+    assert [finding.where for finding in check_words([*rows, wrong])] == ["rows:99"]
+    assert len(list(check_words(rows[:9]))) == 3  # too few rows to know the voice
+
+
 def voice(where: str, speaker: str | None, degrees: float, *, degraded: bool = False) -> Voice:
     """A vector at an angle in the first two of three dimensions."""
     angle = np.deg2rad(degrees)
