@@ -67,4 +67,7 @@ def in_a_room(samples: Audio, t60_sec: float, seed: int = 3) -> Audio:
     answer = np.random.default_rng(seed).standard_normal(size) * 10 ** (-3 * np.arange(size) / RATE_HZ / t60_sec)
     answer /= np.sqrt(np.sum(answer**2))
     answer[0] = 1
-    return np.convolve(samples, answer).astype(np.float32)
+    length = len(samples) + size - 1
+    padded = 1 << length.bit_length()
+    wet = np.fft.irfft(np.fft.rfft(samples, padded) * np.fft.rfft(answer, padded), padded)[:length]
+    return np.asarray(wet, dtype=np.float32)

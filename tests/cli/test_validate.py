@@ -136,3 +136,9 @@ def test_a_saved_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "row 6: noise only" in out
     assert out.endswith("7 rows: 0 errors, 1 warning.\n")
+    two = {"train": datasets.Dataset.from_list(rows[:6]), "validation": datasets.Dataset.from_list(rows[6:])}
+    datasets.DatasetDict(two).save_to_disk(str(tmp_path / "both"))
+    assert main(["validate", "--dataset_name", str(tmp_path / "both")]) == 0
+    assert "validation: 1 clip, " in capsys.readouterr().out
+    assert main(["validate", "--dataset_name", str(tmp_path / "both"), "--eval_split_name", "test"]) == 2
+    assert 'no split "test"' in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vibevoice_finetune.commands.parser import parse_flags
-from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.errors import ArgumentError, DataError
 from vibevoice_finetune.flags.data import RowFlags
 from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, flag
 
@@ -123,7 +123,14 @@ def _read(flags: ValidateFlags, columns: "Columns") -> tuple["ReadRows", "ReadRo
     train = read_file(Path(flags.train_jsonl), columns) if flags.train_jsonl else of_hub(flags.train_split_name)
     if flags.validation_jsonl:
         return train, read_file(Path(flags.validation_jsonl), columns)
-    return train, None
+    if flags.dataset_name is None:
+        return train, None
+    try:
+        return train, of_hub(flags.eval_split_name)
+    except DataError:
+        if flags.eval_split_name != RowFlags.eval_split_name:
+            raise
+        return train, None  # the training split could be read, so there is only no other
 
 
 def _ears(flags: ValidateFlags) -> "Ears":

@@ -181,6 +181,7 @@ def describe(sound: Sound) -> Mapping[str, str]:
     return {
         "length": f"{sound.duration_sec:.1f} s",
         "level": f"{sound.level_dbfs:.0f} dBFS",
+        "peak": f"{sound.peak_dbfs:.0f} dBFS",
         "noise": f"{sound.noise_db:.0f} dB",
         "bandwidth": f"{sound.bandwidth_hz / 1000:.1f} kHz",
     }

@@ -46,6 +46,7 @@ class Sound:
     duration_sec: float
     speech_sec: float
     level_dbfs: float
+    peak_dbfs: float
     leading_silence_sec: float
     trailing_silence_sec: float
     start_db: float
@@ -168,6 +169,7 @@ def measured(samples: NDArray[np.float32], original: NDArray[np.float32], origin
         duration_sec=len(samples) / SAMPLING_RATE_HZ,
         speech_sec=speech.speech_sec,
         level_dbfs=speech.level_dbfs,
+        peak_dbfs=measure.peak_dbfs(original),
         leading_silence_sec=speech.leading_silence_sec,
         trailing_silence_sec=speech.trailing_silence_sec,
         start_db=start_db,

@@ -142,11 +142,11 @@ def test_recogniser_and_encoder_are_asked(speech: Path, write: Write) -> None:
     pytest.importorskip("rapidfuzz")
     rows = good_rows(speech)
     rows[2]["voice_prompts"] = [str(speech / "05.wav")]
-    spoken = {speechlike(number).tobytes()[:4_000]: number for number in range(12)}
+    beginnings = np.stack([speechlike(number)[:20_000] for number in range(12)])
     asked: list[int] = []
 
     def number_of(samples: np.ndarray) -> int:
-        return min(spoken.values(), key=lambda n: float(np.abs(speechlike(n)[:20_000] - samples[:20_000]).mean()))
+        return int(np.abs(beginnings - samples[:20_000]).mean(axis=1).argmin())
 
     def recognise(samples: np.ndarray, rate_hz: int) -> str:
         assert rate_hz == RATE_HZ
