@@ -22,7 +22,7 @@ from transformers import (
 
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import Layout, config_to_native, part_configs
-from vibevoice_finetune.base_model.load import Checkpoint, SpeechEncoders
+from vibevoice_finetune.base_model.load import BaseModel, SpeechEncoders
 from vibevoice_finetune.base_model.parts import VibeVoiceWithoutTokenizers, tensor_shapes
 from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.data.prompt import SpecialTokens
@@ -80,7 +80,7 @@ class RandomEncoders(SpeechEncoders):
         self, config: VibeVoiceConfig, dtype: torch.dtype, device: torch.device, arithmetic: Arithmetic
     ) -> None:
         nowhere = Path()
-        super().__init__(Checkpoint("random", nowhere, Layout.NATIVE, config, {}, None), dtype, device, arithmetic)
+        super().__init__(BaseModel("random", nowhere, Layout.NATIVE, config, {}, None), dtype, device, arithmetic)
         self._config = config
         self.fingerprint = "random"
 
