@@ -27,7 +27,7 @@ from tests.rows import Small
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.load import (
-    Checkpoint,
+    BaseModel,
     load_encoders,
     load_for_generation,
     load_for_training,
@@ -206,7 +206,7 @@ def gradients(model: str, dtype: torch.dtype, device: torch.device) -> Iterator[
         yield compare("gradients with recomputed layers", found[1], found[0], LIMITS[dtype])
 
 
-def open_golden(model: str) -> Checkpoint:
+def open_golden(model: str) -> BaseModel:
     """One of the two golden checkpoints."""
     return open_base_model(str(GOLDEN / model / "checkpoint"))
 
