@@ -209,7 +209,7 @@ def test_a_script_of_which_nothing_is_said(run: Run, tiny_checkpoint: Path) -> N
         (["--script", "a.txt", "--output", "a.wav"], "--script a.txt: cannot be read (No such file or directory)"),
         (
             ["--text", "Speaker 1: Hi.\nSpeaker 2: Yes?", "--voice", "v.wav", "--output", "a.wav"],
-            '--text "Speaker 1: Hi. Speaker 2: Yes?": 1 voice prompts for 2 speakers; give one for each speaker',
+            '--text "Speaker 1: Hi. Speaker 2: Yes?": 1 voice prompt for 2 speakers; give one for each speaker',
         ),
     ],
 )
@@ -333,7 +333,7 @@ def test_four_speakers_with_one_voice(run: Run, tmp_path: Path) -> None:
     text = "\n".join(f"Speaker {number}: Hi." for number in (1, 2, 3, 4))
     code, _, said = run("--text", text, "--voice", "v.wav", "--output", "a.wav", model=Path("/no/such/model"))
     assert code == 2
-    assert "1 voice prompts for 4 speakers; give one for each speaker" in said
+    assert "1 voice prompt for 4 speakers; give one for each speaker" in said
 
 
 def test_without_diffusers_it_is_said_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

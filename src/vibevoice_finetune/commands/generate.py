@@ -123,7 +123,7 @@ def order_of(flags: GenerateFlags) -> "Order":
     from vibevoice_finetune.generation.scripts import read_scripts, script_from_text
 
     voices = [parse_audio(path, None, "--voice") for path in flags.voice]
-    scripts = [script_from_text(text, voices, f'--text "{shorten(text, 40)}"') for text in flags.text]
+    scripts = [script_from_text(text, voices, f'--text "{shorten(" ".join(text.split()), 40)}"') for text in flags.text]
     for path in flags.script:
         scripts += read_scripts(Path(path), voices)
     outputs = output_paths(Path(flags.output), len(scripts))

@@ -24,11 +24,13 @@ from vibevoice_finetune.errors import DataError, shown
 _MARKS = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0e\ufe0f\ufeff"
 """Characters that show nothing: soft hyphen, zero-width blanks, marks of writing direction, byte order mark."""
 
+_BLANKS = "".join(letter for letter in map(chr, range(0x10000)) if re.match(rf"[\s{_MARKS}]", letter))
+
 _GAP = rf"[\s{_MARKS}]*"
 _COLON = "[:\uff1a\ufe55]"
 _TAG = rf"speaker{_GAP}(?P<number>\d{{1,9}}){_GAP}{_COLON}"
+_TAG_HERE = re.compile(_GAP + _TAG, re.IGNORECASE)
 SPEAKER_LINE = re.compile(rf"{_GAP}{_TAG}(?P<said>.*)", re.IGNORECASE | re.DOTALL)
-_EDGES = re.compile(rf"^{_GAP}|{_GAP}$")
 
 _WORD = r"(?:speaker|spkr|spk|voice|person|talker)"
 _ANYWHERE = re.compile(
@@ -41,7 +43,7 @@ _ANYWHERE = re.compile(
 """Labels that are nothing else, wherever they stand."""
 
 _AT_START = re.compile(
-    rf"{_GAP}(?:[-*_>#\"“]+\s*)*(?:"
+    rf"{_GAP}[-*_>#\"“\s]*(?:"
     rf"{_ANYWHERE.pattern.replace('?P<', '?P<a_')}"
     rf"|{_WORD}[\s_#-]*\(?(?P<dashed>\d+)\)?\s*(?:[-–—|>.)]+(?=\s|$)|=>|{_COLON})"  # speaker 0 -  Voice 1:
     rf"|{_WORD}\s+(?P<letter>[A-Z]){_GAP}{_COLON}"  # Speaker A:
@@ -55,8 +57,11 @@ _AT_START = re.compile(
 """Labels that are nothing else at the start of a line."""
 
 _NAME = re.compile(
-    rf"{_GAP}(?:(?P<name>[^\W_]+(?:['’.\-]?[ \u00a0]?[^\W_]+){{0,2}}\.?)[ \u00a0]?(?::(?=\s|$)|[\uff1a\ufe55])"
-    rf"|\[(?P<bracket>[^\[\]\n]{{1,30}})\]){_GAP}"
+    rf"{_GAP}(?:"
+    r"(?P<name>[^\W_]{1,30}(?:(?:['’\-\u00a0 ]|\.[ \u00a0]?)[^\W_]{1,30}){0,2}\.?)[ \u00a0]?"
+    r"(?::(?=\s|$)|[\uff1a\ufe55])"
+    r"|\[(?P<bracket>[^\[\]\n]{1,30})\]"
+    rf"){_GAP}"
 )
 """One to three words and a colon, or a word in brackets: a name, or the beginning of a sentence."""
 
@@ -67,6 +72,7 @@ _PROSE = re.compile(
 )
 """Words before a colon that are spoken."""
 
+LONGEST_WORD = 300
 _HALF = re.compile("[\ud800-\udfff]")
 _ESCAPED_BREAK = re.compile(r"\\+(?:r\\+)?n")
 _PATH = re.compile(r"[\"'(\[“‘]*(?:[A-Za-z]:[\\/]|\\\\\w|\.{1,2}\\|~|%\w)")
@@ -187,7 +193,7 @@ def shorten(line: str, limit: int = 60) -> str:
 
 def _trimmed(line: str) -> str:
     """Without blanks and invisible marks at both ends."""
-    return line.strip() if line.isascii() else _EDGES.sub("", line)
+    return line.strip() if line.isascii() else line.strip(_BLANKS)
 
 
 def _with_breaks(text: str, where: str) -> str:
@@ -203,12 +209,12 @@ def _with_breaks(text: str, where: str) -> str:
         return text
     parts, end = [], 0
     for match in _ESCAPED_BREAK.finditer(text):
-        word_start = max(map(text.rfind, (" ", "\n", "\t"), (0, 0, 0), (match.start(),) * 3)) + 1
-        rest = text[match.end() :]
-        if not SPEAKER_LINE.match(rest):
+        low = max(0, match.start() - LONGEST_WORD)
+        word_start = max(low, *(text.rfind(blank, low, match.start()) + 1 for blank in " \t\n"))
+        if not _TAG_HERE.match(text, match.end()):
             if _PATH.match(text, word_start):
                 continue
-            if rest[:1].islower():
+            if text[match.end() : match.end() + 1].islower():
                 raise DataError(
                     f'{where}: a backslash and an n in "{shorten(text[word_start:])}" may be a line break or not; '
                     "write a space or a real line break for one, and words for what is to be said."
@@ -230,7 +236,7 @@ def _plain_text(lines: list[str], where: str) -> str:
         line = next(line for line, name in zip(lines, names, strict=True) if name)
         raise DataError(
             f'{where}: the lines look like a dialogue whose names ("{shorten(line, 30)}") would be read aloud; write '
-            f'"{shorten(_corrected(lines), 120)}", or put "Speaker 0: " before the text to have it read as it is.'
+            f'"{shorten(_corrected(lines[:4]), 120)}", or put "Speaker 0: " before the text to have it read as it is.'
         )
     return " ".join(lines)
 

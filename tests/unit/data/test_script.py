@@ -1,6 +1,8 @@
 """What a text means: who says what, and which labels must never be read aloud."""
 
 import doctest
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -207,3 +209,38 @@ def test_a_script_is_corrected_where_it_is_certain(text: str, corrected: str | N
     assert corrected_script(text) == corrected
     if corrected is not None:
         parse_script(corrected, "here")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "x",
+        "é",
+        "-",
+        "- ",
+        " \u3000",
+        "*_",
+        "a.",
+        "a'",
+        "[",
+        "(",
+        "Speaker ",
+        "speaker_",
+        "1",
+        "[1",
+        r"\nA",
+        r"\n",
+        "a:\n",
+        "A: \n",
+    ],
+)
+def test_no_text_takes_long(piece: str) -> None:
+    """A hundred thousand characters: what grows with their square would take minutes."""
+    began = time.process_time()
+    for text in (piece * (100_000 // len(piece)), "é" + piece * (100_000 // len(piece)) + "é"):
+        for plain in (False, True):
+            with suppress(DataError):
+                parse_script(text, "x:1", default_speaker=plain)
+            with suppress(DataError):
+                parse_script("Speaker 0: " + text, "x:1", default_speaker=plain)
+    assert time.process_time() - began < 4
