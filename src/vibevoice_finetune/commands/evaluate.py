@@ -1,0 +1,153 @@
+"""The command `evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vibevoice_finetune.commands.parser import parse_flags
+from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, POSITIVE, Range, flag
+
+if TYPE_CHECKING:
+    from vibevoice_finetune.evaluation.evaluate import EvaluationRequest
+
+SUMMARY = "Say whether a fine-tune helped: base and adapters say the same held-out texts."
+
+
+@dataclass(kw_only=True)
+class EvaluateFlags:
+    """The flags of `evaluate`."""
+
+    model_name_or_path: str = flag(
+        help="Base model: a folder or a Hub id, in either layout.", group="model", is_path=True
+    )
+    adapter: list[str] = flag(
+        [],
+        help="Results of fine-tunes, the earliest first: OUT/lora, OUT/checkpoint-N or Hub ids.",
+        group="model",
+        is_path=True,
+        is_list=True,
+    )
+    processor_name_or_path: str | None = flag(
+        None, help="Text tokenizer: a folder or a Hub id.", group="model", is_path=True, shown_default="the model's"
+    )
+    cache_dir: str | None = flag(
+        None, help="Folder for downloads from the Hub.", group="model", is_path=True, shown_default="the Hub's own"
+    )
+    dtype: Literal["bf16", "float32"] | None = flag(
+        None, help="Of the weights.", group="model", shown_default="bf16 on an NVIDIA GPU, else float32"
+    )
+    device: str | None = flag(
+        None, help="As torch names it.", group="model", shown_default="an NVIDIA GPU if there is one, else cpu"
+    )
+
+    eval_jsonl: str = flag(help="Held-out rows of one speaker each, as for train.", group="data", is_path=True)
+    max_rows: int = flag(40, help="Rows that are used, the first ones.", range=COUNT, group="data")
+    language: str = flag("en", help="Of the texts, two letters.", group="data")
+
+    output: str = flag(
+        help="Folder for the report; what is there already is not made again.", is_path=True, group="run"
+    )
+    seeds: int = flag(3, help="Takes of each row.", range=COUNT, group="run")
+    batch_size: int = flag(8, help="Rows that are spoken at the same time.", range=COUNT, group="run")
+    cfg_scale: float = flag(1.3, help="Guidance, as in generate.", range=NOT_NEGATIVE, group="run")
+    num_diffusion_steps: int = flag(
+        10, help="Solver steps per frame.", range=Range(at_least=1, at_most=999), group="run"
+    )
+    max_length_sec: float = flag(
+        30.0, help="Where a take without an end is cut, in seconds.", range=POSITIVE, group="run"
+    )
+
+    recognizer: str = flag(
+        "moonshine", help="Who hears the words: moonshine (English) or a Whisper model (extra asr).", group="judges"
+    )
+    choose_by: Literal["similarity", "word_error", "composite"] = flag(
+        "composite", help="What the recommendation goes by.", group="judges"
+    )
+
+
+def evaluate(words: list[str]) -> None:
+    """Run `evaluate` with the words that follow the command.
+
+    Raises:
+        UserError: a mistake in the flags or the rows; a model, an adapter or a judge that cannot be loaded.
+    """
+    flags = parse_flags(EvaluateFlags, "evaluate", words, SUMMARY)
+    request = request_of(flags)
+    from vibevoice_finetune.evaluation import evaluate as room
+    from vibevoice_finetune.evaluation.report import write_report
+    from vibevoice_finetune.evaluation.verdict import sentences
+    from vibevoice_finetune.latents.progress import FillProgress
+
+    with FillProgress(shown=True) as bar:
+        phase = ""
+
+        def told(what: str, done: int, total: int) -> None:
+            nonlocal phase
+            if what != phase:
+                bar.start(what, total)
+                phase = what
+            bar.update(done)
+
+        found = room.evaluate(request, told)
+    page = write_report(found, request.output)
+    for line in sentences(found):
+        print(line)  # noqa: T201  # the result
+    print(f"the report is {page}")  # noqa: T201
+
+
+def request_of(flags: EvaluateFlags) -> "EvaluationRequest":
+    """What the flags ask for.
+
+    Raises:
+        ArgumentError: two adapters of the same name.
+        DataError: the rows cannot be read.
+    """
+    import torch
+
+    from vibevoice_finetune.data.jsonl import BadRows, Columns, read_jsonl
+    from vibevoice_finetune.evaluation.evaluate import EvaluationRequest
+    from vibevoice_finetune.evaluation.speak import Voice
+    from vibevoice_finetune.generation.generate import ModelSource
+
+    rows = read_jsonl(Path(flags.eval_jsonl), Columns(), BadRows("error"))
+    names = [name_of(adapter) for adapter in flags.adapter]
+    if len(set(names)) < len(names):
+        names = flags.adapter
+    if len(set(names)) < len(names):
+        raise ArgumentError("--adapter: the same adapter is named twice; leave one of the two out.")
+    dtypes = {"bf16": torch.bfloat16, "float32": torch.float32}
+    model = ModelSource(
+        flags.model_name_or_path,
+        dtype=None if flags.dtype is None else dtypes[flags.dtype],
+        device=flags.device,
+        processor_name_or_path=flags.processor_name_or_path,
+        cache_dir=None if flags.cache_dir is None else Path(flags.cache_dir),
+    )
+    return EvaluationRequest(
+        model=model,
+        voices=tuple(Voice(name, adapter) for name, adapter in zip(names, flags.adapter, strict=True)),
+        rows=tuple(rows)[: flags.max_rows],
+        output=Path(flags.output),
+        seeds=flags.seeds,
+        cfg_scale=flags.cfg_scale,
+        num_diffusion_steps=flags.num_diffusion_steps,
+        batch_size=flags.batch_size,
+        max_length_sec=flags.max_length_sec,
+        recogniser=flags.recognizer,
+        language=flags.language,
+        choose_by=flags.choose_by,
+    )
+
+
+def name_of(adapter: str) -> str:
+    """What the report calls an adapter.
+
+    >>> name_of("out/checkpoint-200"), name_of("out/checkpoint-200/lora"), name_of("voices/anna/lora")
+    ('checkpoint-200', 'checkpoint-200', 'anna/lora')
+    """
+    parts = Path(adapter).parts
+    for part in parts[-2:]:
+        if part.startswith("checkpoint-"):
+            return part
+    return "/".join(parts[-2:]) if len(parts) > 1 else adapter

@@ -1,0 +1,207 @@
+"""What is measured of each take: words, voice, end, pace.
+
+In come takes (`evaluation/speak.py`) and the rows that they say, out go figures per take. The judges are loaded once
+and asked once for each piece of audio; their answers are kept beside it under their names, so a second evaluation does
+not ask again, and answers of other judges are never mixed in.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio
+from vibevoice_finetune.data.prompt import parse_script
+from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.evaluation.health import health, letters_per_sec
+from vibevoice_finetune.evaluation.recogniser import Recogniser
+from vibevoice_finetune.evaluation.speak import Said
+from vibevoice_finetune.evaluation.words import Errors, letter_errors, word_errors
+from vibevoice_finetune.files.atomic import write_json
+
+Floats = NDArray[np.float32]
+Encode = Callable[[Floats, int], Floats]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who judges.
+
+    Attributes:
+        recogniser: of words.
+        recogniser_name: as the report names it.
+        encoder: of voices.
+        encoder_name: as the report names it.
+        language: of the texts.
+    """
+
+    recogniser: Recogniser
+    recogniser_name: str
+    encoder: Encode
+    encoder_name: str
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The figures of one take.
+
+    Attributes:
+        said: the take.
+        heard: what the recogniser heard.
+        words: errors in words.
+        letters: errors in letters.
+        similarity: cosine to the speaker's real clips, their mean; None without such clips or without audio.
+        signs: what is wrong with it, by `health.SIGNS`.
+        pace: letters a second over those of the row's real clip; None without speech.
+    """
+
+    said: Said
+    heard: str
+    words: Errors
+    letters: Errors
+    similarity: float | None
+    signs: tuple[str, ...]
+    pace: float | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the real clips say.
+
+    Attributes:
+        centres: by speaker, the mean voice of the real clips.
+        ceiling: similarity of a real clip to the other real clips of its speaker, mean; None with one clip each.
+        floor: similarity of a real clip to those of other speakers, mean; None with one speaker.
+        words: errors of the recogniser on the real clips: what it cannot do better than.
+        pace: by row, letters a second of the real clip.
+    """
+
+    centres: dict[str, Floats]
+    ceiling: float | None
+    floor: float | None
+    words: Errors
+    pace: list[float | None]
+
+
+def spoken_text(row: Row) -> str:
+    """A row's text without its tags."""
+    return " ".join(turn.text for turn in parse_script(row.text, row.where))
+
+
+def speaker_of(row: Row) -> str:
+    """Who a row's speaker is taken for; rows without one are taken for the same person."""
+    return row.speaker or "speaker"
+
+
+def listen_to_real_clips(rows: Sequence[Row], judges: Judges) -> Reference:
+    """Hear the rows' own recordings: the ceiling, the floor, and the pace.
+
+    Args:
+        rows: with their audio, of one speaker each.
+        judges: the same that judge the model.
+    """
+    vectors: dict[str, list[Floats]] = defaultdict(list)
+    words, pace = Errors(0, 0, 0, 0), []
+    for row in rows:
+        samples = load_audio(row.audio)
+        text = spoken_text(row)
+        heard = judges.recogniser(samples, SAMPLING_RATE_HZ)
+        words += word_errors(text, heard, judges.language)
+        vectors[speaker_of(row)].append(judges.encoder(samples, SAMPLING_RATE_HZ))
+        found = health(samples, SAMPLING_RATE_HZ, text, heard, language=judges.language)
+        pace.append(letters_per_sec(text, found.speech_sec, judges.language) or None)
+    own = [value for clips in vectors.values() for value in _against_the_others(clips)]
+    centres = {speaker: _unit(np.sum(clips, axis=0)) for speaker, clips in vectors.items()}
+    others = [
+        float(clip @ centre)
+        for speaker, clips in vectors.items()
+        for clip in clips
+        for name, centre in centres.items()
+        if name != speaker
+    ]
+    return Reference(
+        centres=centres,
+        ceiling=float(np.mean(own)) if own else None,
+        floor=float(np.mean(others)) if others else None,
+        words=words,
+        pace=pace,
+    )
+
+
+def judge(
+    takes: Sequence[Said],
+    rows: Sequence[Row],
+    reference: Reference,
+    judges: Judges,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Judged]:
+    """Judge all takes."""
+    judged = []
+    for number, said in enumerate(takes):
+        row = rows[said.row]
+        text = spoken_text(row)
+        samples = said.samples()
+        heard, vector = _ask(said, samples, judges)
+        found = health(samples, SAMPLING_RATE_HZ, text, heard, ended=said.ended, language=judges.language)
+        real = reference.pace[said.row]
+        own = letters_per_sec(text, found.speech_sec, judges.language)
+        centre = reference.centres.get(speaker_of(row))
+        judged.append(
+            Judged(
+                said=said,
+                heard=heard,
+                words=word_errors(text, heard, judges.language),
+                letters=letter_errors(text, heard, judges.language),
+                similarity=float(vector @ centre) if vector is not None and centre is not None else None,
+                signs=found.signs,
+                pace=own / real if real and own else None,
+            )
+        )
+        if progress is not None:
+            progress(number + 1, len(takes))
+    return judged
+
+
+def _ask(said: Said, samples: Floats, judges: Judges) -> tuple[str, Floats | None]:
+    """What the judges say of a take, from their earlier answer if there is one."""
+    if said.audio is None:
+        return "", None
+    path = _answers(said.audio, judges)
+    if path.is_file():
+        answer = json.loads(path.read_text(encoding="utf-8"))
+        return str(answer["heard"]), np.asarray(answer["voice"], dtype=np.float32)
+    heard = judges.recogniser(samples, SAMPLING_RATE_HZ)
+    vector = judges.encoder(samples, SAMPLING_RATE_HZ)
+    write_json(path, {"heard": heard, "voice": [round(float(value), 6) for value in vector]})
+    return heard, vector
+
+
+def _answers(audio: Path, judges: Judges) -> Path:
+    plain = "-".join(
+        "".join(c if c.isalnum() else "_" for c in name) for name in (judges.recogniser_name, judges.encoder_name)
+    )
+    return audio.with_name(f"{audio.stem}.{plain}.json")
+
+
+def _against_the_others(clips: Sequence[Floats]) -> list[float]:
+    """Each clip against the mean of the others."""
+    if len(clips) < 2:
+        return []
+    total = np.sum(clips, axis=0)
+    return [float(clip @ _unit(total - clip)) for clip in clips]
+
+
+def _unit(vector: Floats) -> Floats:
+    unit: Floats = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return unit
+
+
+def as_json(judged: Judged) -> dict[str, object]:
+    """The figures of a take as plain values; paths by their name."""
+    said = asdict(judged.said) | {"audio": judged.said.audio.name if judged.said.audio else None}
+    return asdict(judged) | {"said": said, "signs": list(judged.signs)}
