@@ -10,6 +10,7 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,8 @@ def card_block(found: Evaluation) -> str:
         if any(cells):
             lines.append(f"| {figure.name} | {' | '.join(shown(c.own, figure) if c else '' for c in cells)} |")
     count = len(found.request.rows)
-    lines += [
-        "",
-        f"{count} held-out sentences, {found.request.seeds} takes each; 95 % intervals. Recogniser: "
-        f"{found.recogniser_name}; speaker encoder: {found.encoder_name}.",
-        "",
-    ]
+    judges = f"Recogniser: {found.recogniser_name}; speaker encoder: {found.encoder_name}."
+    lines += ["", f"{count} held-out sentences, {found.request.seeds} takes each; 95 % intervals. {judges}", ""]
     return "\n".join(lines)
 
 
@@ -194,7 +191,7 @@ def _spectrogram(samples: Floats) -> str:
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[::HOP_SAMPLES] * np.hanning(FFT_SIZE)
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
     edges = np.linspace(0, power.shape[1] - 1, PICTURE_BINS + 1).astype(int)
-    bands = np.stack([power[:, a : max(b, a + 1)].mean(axis=1) for a, b in zip(edges, edges[1:], strict=False)])
+    bands = np.stack([power[:, a : max(b, a + 1)].mean(axis=1) for a, b in pairwise(edges)])
     decibels = 10 * np.log10(bands + 1e-10)
     buffer = io.BytesIO()
     image.imsave(
@@ -229,7 +226,8 @@ def _scale(found: Evaluation) -> Markup:
         )
     said = ", ".join(f"{name} {value:.2f}" for value, name in marks)
     return Markup(
-        f'<svg viewBox="0 0 640 {height}" role="img" aria-label="{html.escape(said)}" width="100%">{"".join(lines)}</svg>'
+        f'<svg viewBox="0 0 640 {height}" role="img" aria-label="{html.escape(said)}" width="100%">'
+        f"{''.join(lines)}</svg>"
     )
 
 
@@ -259,8 +257,8 @@ def _curve(found: Evaluation, key: str) -> Markup:
     )
     said = ", ".join(f"{name} {p.value:.2f}" for name, p in points)
     return Markup(
-        f'<svg viewBox="0 0 660 180" role="img" aria-label="{html.escape(said)}" width="100%"><polyline points="{path}" '
-        f'fill="none" stroke="var(--accent)" stroke-width="2"/>{bars}</svg>'
+        f'<svg viewBox="0 0 660 180" role="img" aria-label="{html.escape(said)}" width="100%">'
+        f'<polyline points="{path}" fill="none" stroke="var(--accent)" stroke-width="2"/>{bars}</svg>'
     )
 
 
