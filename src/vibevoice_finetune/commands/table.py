@@ -42,7 +42,6 @@ class Command:
 
 COMMANDS = (
     Command("evaluate", "commands.evaluate:evaluate", "say whether a fine-tune helped, in figures and side by side"),
-    Command("evaluate", "commands.evaluate:evaluate", "say whether a fine-tune helped, in figures and side by side"),
     Command("prepare", "commands.prepare:prepare", "make a data set of recordings: cut, transcribe, level, split"),
     Command("train", "commands.train:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("validate", "commands.validate:validate", "find every problem of a data set, before training"),
