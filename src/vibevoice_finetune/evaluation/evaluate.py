@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vibevoice_finetune.data.prompt import parse_script
 from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.errors import DataError
 from vibevoice_finetune.evaluation.choose import Choice, Criterion, choose
 from vibevoice_finetune.evaluation.compare import Compared, compare

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio
-from vibevoice_finetune.data.prompt import parse_script
 from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.evaluation.health import health, letters_per_sec
 from vibevoice_finetune.evaluation.recogniser import Recogniser
 from vibevoice_finetune.evaluation.speak import Said

@@ -15,10 +15,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource
+from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model.hub import locate
-from vibevoice_finetune.data.prompt import parse_script
 from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.files.atomic import write_json, writing_file
 from vibevoice_finetune.generation.generate import (
     ADAPTER_FILES,
@@ -192,10 +192,5 @@ def _identity(source: ModelSource, settings: GenerationRequest) -> list[object]:
 
 
 def _digest(identity: list[object], row: Row, seed: int) -> str:
-    voices = [_content(voice) for voice in row.voice_prompts or ()]
+    voices = [voice.digest() for voice in row.voice_prompts or ()]
     return hashlib.sha256(json.dumps([identity, row.text, voices, seed]).encode()).hexdigest()[:24]
-
-
-def _content(voice: AudioSource) -> str:
-    raw = voice.path.read_bytes() if voice.path is not None else bytes(voice.data or b"")
-    return hashlib.sha256(raw).hexdigest()

@@ -53,7 +53,8 @@ def normalise(text: str, language: str | None = "en") -> str:
     Raises:
         UserError: whisper-normalizer is not installed.
     """
-    return " ".join(_normaliser(language == "en")(text).split())
+    words = _normaliser(language == "en")(text).split()
+    return " ".join(word for word in words if any(letter.isalnum() for letter in word))
 
 
 @cache
