@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio
@@ -30,6 +28,7 @@ from vibevoice_finetune.files.atomic import write_file, write_json
 
 Floats = NDArray[np.float32]
 
+TEMPLATE = "report.html.j2"
 PAGE, FIGURES_FILE, CARD_FILE = "index.html", "report.json", "report.md"
 MOST_ROWS = 12
 """Rows to listen to on the page; of 4 s each and three models, the page has some 3 MB."""
@@ -90,31 +89,35 @@ def card_block(found: Evaluation) -> str:
 
 def page(found: Evaluation) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("vibevoice_finetune.evaluation", "."), autoescape=select_autoescape(["html", "j2"])
-    )
+    jinja2: Any = require("evaluate", "jinja2")
+    template = Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
     voices = list(found.compared)
     listening = _listening(found)
-    return environment.get_template("report.html.j2").render(
-        title="Did it help?",
-        verdict=sentences(found),
-        warnings=found.warnings,
-        rows=len(found.request.rows),
-        seeds=found.request.seeds,
-        voices=voices,
-        figures=[
-            {"name": figure.name, "cells": [_cell(found.compared[voice].get(figure.key)) for voice in voices]}
-            for figure in FIGURES
-            if any(figure.key in found.compared[voice] for voice in voices)
-        ],
-        scale=_scale(found),
-        encoder=found.encoder_name,
-        curves=[{"name": name, "svg": _curve(found, key)} for key, name in _curves(found)],
-        listening=listening,
-        pairs=_pairs(found, listening),
-        digest=hashlib.sha256(repr([j.said.audio for j in found.judged]).encode()).hexdigest()[:16],
-        settings=_settings(found),
+    rendered: str = (
+        jinja2.Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title="Did it help?",
+            verdict=sentences(found),
+            warnings=found.warnings,
+            rows=len(found.request.rows),
+            seeds=found.request.seeds,
+            voices=voices,
+            figures=[
+                {"name": figure.name, "cells": [_cell(found.compared[voice].get(figure.key)) for voice in voices]}
+                for figure in FIGURES
+                if any(figure.key in found.compared[voice] for voice in voices)
+            ],
+            scale=_scale(found),
+            encoder=found.encoder_name,
+            curves=[{"name": name, "svg": _curve(found, key)} for key, name in _curves(found)],
+            listening=listening,
+            pairs=_pairs(found, listening),
+            digest=hashlib.sha256(repr([j.said.audio for j in found.judged]).encode()).hexdigest()[:16],
+            settings=_settings(found),
+        )
     )
+    return rendered
 
 
 def _cell(one: Compared | None) -> dict[str, str | None]:
@@ -204,7 +207,7 @@ def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _scale(found: Evaluation) -> Markup:
+def _scale(found: Evaluation) -> str:
     """Floor, models and ceiling on one line."""
     marks = [
         (figures["similarity"].own.value, voice) for voice, figures in found.compared.items() if "similarity" in figures
@@ -212,7 +215,7 @@ def _scale(found: Evaluation) -> Markup:
     marks += [(found.reference.floor, "other speakers")] if found.reference.floor is not None else []
     marks += [(found.reference.ceiling, "real clips")] if found.reference.ceiling is not None else []
     if len(marks) < 2:
-        return Markup("")
+        return ""
     marks.sort()
     low, high = marks[0][0] - 0.03, marks[-1][0] + 0.03
     height = 24 * len(marks) + 10
@@ -225,7 +228,7 @@ def _scale(found: Evaluation) -> Markup:
             f'<text x="{x + 10:.0f}" y="{y + 4}">{html.escape(name)} {value:.2f}</text>'
         )
     said = ", ".join(f"{name} {value:.2f}" for value, name in marks)
-    return Markup(
+    return (
         f'<svg viewBox="0 0 640 {height}" role="img" aria-label="{html.escape(said)}" width="100%">'
         f"{''.join(lines)}</svg>"
     )
@@ -235,11 +238,11 @@ def _curves(found: Evaluation) -> list[tuple[str, str]]:
     return [("similarity", "Similarity"), ("word_error", "Word error")] if len(found.request.voices) > 1 else []
 
 
-def _curve(found: Evaluation, key: str) -> Markup:
+def _curve(found: Evaluation, key: str) -> str:
     """A figure from the base over the adapters, with its intervals."""
     points = [(voice, figures[key].own) for voice, figures in found.compared.items() if key in figures]
     if not points:
-        return Markup("")
+        return ""
     low, high = min(p.low for _, p in points), max(p.high for _, p in points)
     span = (high - low) or 1.0
 
@@ -256,7 +259,7 @@ def _curve(found: Evaluation, key: str) -> Markup:
         for i, (name, p) in enumerate(points)
     )
     said = ", ".join(f"{name} {p.value:.2f}" for name, p in points)
-    return Markup(
+    return (
         f'<svg viewBox="0 0 660 180" role="img" aria-label="{html.escape(said)}" width="100%">'
         f'<polyline points="{path}" fill="none" stroke="var(--accent)" stroke-width="2"/>{bars}</svg>'
     )
