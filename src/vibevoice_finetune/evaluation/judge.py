@@ -79,6 +79,7 @@ class Reference:
         floor: similarity of a real clip to those of other speakers, mean; None with one speaker.
         words: errors of the recogniser on the real clips: what it cannot do better than.
         pace: by row, letters a second of the real clip.
+        duration_sec: by row, of the real clip.
     """
 
     centres: dict[str, Floats]
@@ -86,6 +87,7 @@ class Reference:
     floor: float | None
     words: Errors
     pace: list[float | None]
+    duration_sec: list[float]
 
 
 def spoken_text(row: Row) -> str:
@@ -106,10 +108,11 @@ def listen_to_real_clips(rows: Sequence[Row], judges: Judges) -> Reference:
         judges: the same that judge the model.
     """
     vectors: dict[str, list[Floats]] = defaultdict(list)
-    words, pace = Errors(0, 0, 0, 0), []
+    words, pace, lengths_sec = Errors(0, 0, 0, 0), [], []
     for row in rows:
         samples = load_audio(row.audio)
         text = spoken_text(row)
+        lengths_sec.append(len(samples) / SAMPLING_RATE_HZ)
         heard = judges.recogniser(samples, SAMPLING_RATE_HZ)
         words += word_errors(text, heard, judges.language)
         vectors[speaker_of(row)].append(judges.encoder(samples, SAMPLING_RATE_HZ))
@@ -130,6 +133,7 @@ def listen_to_real_clips(rows: Sequence[Row], judges: Judges) -> Reference:
         floor=float(np.mean(others)) if others else None,
         words=words,
         pace=pace,
+        duration_sec=lengths_sec,
     )
 
 

@@ -274,7 +274,7 @@ def _settings(found: Evaluation) -> list[tuple[str, str]]:
         ("takes per row", str(request.seeds)),
         ("guidance", f"{request.cfg_scale:g}"),
         ("solver steps per frame", str(request.num_diffusion_steps)),
-        ("cut off at", f"{request.max_length_sec:g} s"),
+        ("cut off at", f"{request.max_length_sec or 0:.1f} s"),
         ("recogniser", found.recogniser_name),
         ("speaker encoder", found.encoder_name),
         ("language", request.language),

@@ -18,7 +18,10 @@ def sentences(found: Evaluation) -> list[str]:
     worst = _worst_fault(own, base)
     if worst:
         lines.append(worst)
-    if len(found.request.voices) > 1:
+    verdicts = {own[key].verdict for key in ("similarity", "word_error") if key in own}
+    if "worse" in verdicts and "better" not in verdicts:
+        lines.append("It is worse than the base model: train again, with a lower learning rate or fewer steps.")
+    elif len(found.request.voices) > 1:
         lines.append(f"Use {found.choice.voice}: {found.choice.reason}.")
     return lines
 
