@@ -5,18 +5,32 @@ that contradict each other, or hold no seconds, are refused: ignoring them would
 its words.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeGuard
 
 import numpy as np
 
 from vibevoice_finetune.errors import DataError, shown
 
-START_KEYS = ("start", "offset", "begin", "start_time", "begin_time", "start_sec", "start_seconds", "offset_sec")
-END_KEYS = ("end", "stop", "end_time", "stop_time", "end_sec", "end_seconds")
-DURATION_KEYS = ("duration", "duration_sec", "duration_seconds", "duration_s", "dur")
-RATE_KEYS = ("sampling_rate", "sample_rate", "sr")
-SPAN_KEYS = (*START_KEYS, *END_KEYS, *DURATION_KEYS)
+_OF_AUDIO = "(?:audio|wav|segment|seg|clip|utterance|utt|speech)?"
+_UNIT = "(?P<unit>s|secs?|seconds?|ms|msecs?|millis|milliseconds?)?"
+_PLACES = (
+    ("start", re.compile(f"{_OF_AUDIO}(?:start|offset|begin|onset)(?:time|at)?{_UNIT}")),
+    ("end", re.compile(f"{_OF_AUDIO}(?:end|stop)(?:time|at)?{_UNIT}")),
+    ("duration", re.compile(f"{_OF_AUDIO}(?:duration|dur){_UNIT}")),
+    ("length", re.compile(f"{_OF_AUDIO}(?:length|len){_UNIT}")),  # often of a text: counts beside a start only
+    ("samples", re.compile("(?:start|begin|end|stop)(?:samples?|frames?)|(?:samples?|frames?)(?:start|end|offset)")),
+    ("pair", re.compile(f"{_OF_AUDIO}(?:timestamps?|span|interval|segment|times?){_UNIT}")),
+)
+"""What a key says about the part that is meant, by its letters alone, in small ones."""
+
+_RATE = re.compile(
+    "(?:audio|orig|original)?(?:sampl(?:e|ing)rate|samplerate|sr|sampl(?:e|ing)freq(?:uency)?)(?:hz)?|fs"
+)
+_NOT_LETTERS = re.compile("[^a-z]")
 
 ROUNDING_SEC = 0.1
 """How far start + duration may be from end, and an end behind the end of the audio: manifests round."""
@@ -84,23 +98,26 @@ def parse_span(values: Mapping[str, object], where: str) -> tuple[Span | None, f
     (Span(start_sec=1.5, end_sec=2.0), None)
     >>> parse_span({"duration": 3.2}, "x:1")
     (None, 3.2)
+    >>> parse_span({"startMs": 1500, "endMs": 2000}, "x:1")
+    (Span(start_sec=1.5, end_sec=2.0), None)
     """
-    _, start = _seconds(values, START_KEYS, where)
-    end_key, end = _seconds(values, END_KEYS, where)
-    duration_key, duration = _seconds(values, DURATION_KEYS, where)
+    parts = _parts(values, where)
+    _, start = _agreed(parts, "start", where)
+    end_key, end = _agreed(parts, "end", where)
+    duration_key, duration = _agreed(parts, "duration", where)
     if start is None and end is None:
         return None, duration
     begins = start or 0.0
     if duration is not None and (end is not None or start is not None):
         if end is not None and abs(end - begins - duration) > ROUNDING_SEC:
             raise SpanError(
-                f'{where}: "{end_key}" is {end:g} and "{duration_key}" {duration:g}, which do not agree for a start at '
+                f'{where}: "{shown(end_key, 60)}" is {end:g} and "{duration_key}" {duration:g}, which do not agree for a start at '
                 f"{begins:g} s; expected are seconds that do; correct the row."
             )
         end = begins + duration if end is None else end
     if end is not None and end <= begins:
         raise SpanError(
-            f'{where}: "{end_key or duration_key}" ends the audio at {end:g} s, but it starts at {begins:g} s; '
+            f'{where}: "{shown(end_key or duration_key, 60)}" ends the audio at {end:g} s, but it starts at {begins:g} s; '
             "expected is an end behind the start, in seconds; correct the row."
         )
     return (None, None) if begins == 0 and end is None else (Span(begins, end), None)
@@ -126,29 +143,98 @@ def parse_stated_rate(values: Mapping[str, object], where: str) -> object:
     Raises:
         SpanError: it states two.
     """
-    stated = {key: values[key] for key in RATE_KEYS if values.get(key) is not None}
+    stated = {key: value for key, value in values.items() if value is not None and states_rate(key)}
     if len(set(map(str, stated.values()))) > 1:
         raise SpanError(f"{where}: states several sampling rates ({shown(stated)}); one is expected; correct the row.")
     return next(iter(stated.values()), None)
 
 
-def _seconds(values: Mapping[str, object], keys: tuple[str, ...], where: str) -> tuple[str, float | None]:
-    found = [key for key in keys if values.get(key) is not None]
+@lru_cache(maxsize=4096)
+def part_of(key: str) -> tuple[str, float] | None:
+    """What a key says about the part of the audio that is meant, and how many seconds its unit has.
+
+    However it is written: ``start_time``, ``startTime`` and ``Start`` are one.
+
+    >>> part_of("segment_start_ms")
+    ('start', 0.001)
+    >>> part_of("start_date") is None
+    True
+    """
+    letters = _NOT_LETTERS.sub("", key.lower())
+    for part, pattern in _PLACES:
+        match = pattern.fullmatch(letters)
+        if match:
+            unit = match.groupdict().get("unit") or "s"
+            return part, 0.001 if unit.startswith("m") else 1.0
+    return None
+
+
+@lru_cache(maxsize=4096)
+def states_rate(key: str) -> bool:
+    """Whether a key names the sampling rate: ``sampling_rate``, ``sampleRate``, ``sr``, ``sample_rate_hz`` …"""
+    return _RATE.fullmatch(_NOT_LETTERS.sub("", key.lower())) is not None
+
+
+def describes_audio(key: str) -> bool:
+    """Whether a key beside the audio chooses a part of it or states its rate."""
+    return part_of(key) is not None or states_rate(key)
+
+
+def _parts(values: Mapping[str, object], where: str) -> dict[str, list[tuple[str, float]]]:
+    """Keys and seconds, by what they say: start, end or duration."""
+    known = {key: known for key in values if values[key] is not None and (known := part_of(key)) is not None}
+    has_onset = any("onset" in key.lower() for key in known)
+    has_start = any(part == "start" for part, _ in known.values())
+    parts: dict[str, list[tuple[str, float]]] = {}
+    for key, (part, scale) in known.items():
+        value = values[key]
+        if part == "pair":
+            if not _is_pair(value):
+                continue  # a time of day, a number, words with their times
+            for name, second in zip(("start", "end"), value, strict=True):
+                parts.setdefault(name, []).append((key, _number(second, key, where) * scale))
+            continue
+        if part == "samples":
+            raise SpanError(
+                f'{where}: "{shown(key, 60)}" chooses a part of the audio in samples; expected are seconds; write them '
+                'as "start" and "end", or rename the key if it means something else.'
+            )
+        if part == "length":
+            if not has_start:
+                continue
+            part = "duration"
+        if has_onset and "offset" in key.lower():
+            part = "end"  # as lists of sound events have it
+        parts.setdefault(part, []).append((key, _number(value, key, where) * scale))
+    return parts
+
+
+def _is_pair(value: object) -> TypeGuard[Sequence[object]]:
+    return (
+        isinstance(value, list | tuple | np.ndarray)
+        and len(value) == 2
+        and all(isinstance(item, int | float | np.number) for item in value)
+    )
+
+
+def _agreed(parts: Mapping[str, Sequence[tuple[str, float]]], part: str, where: str) -> tuple[str, float | None]:
+    found = parts.get(part)
     if not found:
         return "", None
-    numbers = [_number(values[key], key, where) for key in found]
-    if max(numbers) - min(numbers) > ROUNDING_SEC:
-        raise SpanError(
-            f'{where}: "{found[0]}" is {numbers[0]:g} and "{found[1]}" {numbers[1]:g}; expected is one of them, in '
-            "seconds; correct the row."
-        )
-    return found[0], numbers[0]
+    key, seconds = found[0]
+    for other, also in found[1:]:
+        if abs(also - seconds) > ROUNDING_SEC:
+            raise SpanError(
+                f'{where}: "{shown(key, 60)}" is {seconds:g} s and "{shown(other, 60)}" {also:g} s; expected is one of '
+                "them; correct the row."
+            )
+    return key, seconds
 
 
 def _number(value: object, key: str, where: str) -> float:
     if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and 0 <= value < 1e9:
         return float(value)
     raise SpanError(
-        f'{where}: "{key}" is {shown(repr(value), 60)}; a number of seconds is expected, because such keys choose a '
+        f'{where}: "{shown(key, 60)}" is {shown(repr(value), 60)}; a number of seconds is expected, because such keys choose a '
         "part of the audio; correct it, or rename the key if it means something else."
     )

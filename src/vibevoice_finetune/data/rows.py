@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.decode import RowError
 from vibevoice_finetune.audio.source import AudioSource, parse_audio
-from vibevoice_finetune.audio.span import RATE_KEYS, SPAN_KEYS, SpanError, parse_span, parse_stated_rate
+from vibevoice_finetune.audio.span import SpanError, describes_audio, parse_span, parse_stated_rate
 from vibevoice_finetune.errors import DataError, shown
 
 
@@ -151,17 +151,14 @@ def make_row(values: Mapping[str, object], columns: Columns, base_dir: Path | No
     )
 
 
-@lru_cache(maxsize=8)
-def describing_keys(columns: Columns) -> frozenset[str]:
-    """Keys beside the columns that say something about the audio."""
-    named = {columns.text, columns.audio, columns.voice_prompts, columns.speaker}
-    return frozenset({*SPAN_KEYS, *RATE_KEYS} - named)
-
-
 def unused_keys(found: Iterable[str], columns: Columns) -> list[str]:
     """Keys of the data that nothing reads, in order."""
-    used = {columns.text, columns.audio, columns.voice_prompts, columns.speaker, *describing_keys(columns)}
-    return sorted(set(found) - used)
+    return sorted(key for key in set(found) if key not in _named(columns) and not describes_audio(key))
+
+
+@lru_cache(maxsize=8)
+def _named(columns: Columns) -> frozenset[str]:
+    return frozenset({columns.text, columns.audio, columns.voice_prompts, columns.speaker})
 
 
 def check_optional_columns(found: set[str], columns: Columns, label: str) -> None:
@@ -181,10 +178,10 @@ def _parse_audio(
     audio: object, values: Mapping[str, object], columns: Columns, base_dir: Path | None, where: str
 ) -> AudioSource:
     """The row's audio, with what its other keys say about it."""
-    keys = describing_keys(columns)
-    if keys.isdisjoint(values):
+    named = _named(columns)
+    describing = {key: value for key, value in values.items() if key not in named and describes_audio(key)}
+    if not describing:
         return parse_audio(audio, base_dir, where)
-    describing = {key: values[key] for key in keys & values.keys()}
     try:
         rate = parse_stated_rate(describing, where)
         span, stated_sec = parse_span(describing, where)

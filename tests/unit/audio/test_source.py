@@ -520,7 +520,7 @@ class TestParts:
     RATE = 16_000
     TONES = np.concatenate([sine(16_000, 0.5, frequency) for frequency in (300, 600, 900)])
 
-    def of(self, value: object, **keys: float) -> NDArray[np.float32]:
+    def of(self, value: object, **keys: object) -> NDArray[np.float32]:
         return load({"bytes": value, **keys} if isinstance(value, bytes) else {"array": value, **keys})
 
     @pytest.mark.parametrize(
@@ -534,10 +534,20 @@ class TestParts:
             ({"start": 0}, 0.0, 1.5),
             ({"offset": 1.0, "duration": 0.55}, 1.0, 1.5),  # manifests round
             ({"start": None, "end": None}, 0.0, 1.5),
+            # other ways to write the same keys
+            ({"Offset": 0.5, "Duration": 0.5}, 0.5, 1.0),
+            ({"start_ms": 500, "end_ms": 1_000}, 0.5, 1.0),
+            ({"segmentStart": 0.5, "segmentEnd": 1.0}, 0.5, 1.0),
+            ({"audio_offset": 0.5, "audio_duration": 0.5}, 0.5, 1.0),
+            ({"start": 0.5, "length": 0.5}, 0.5, 1.0),
+            ({"length": 12}, 0.0, 1.5),  # alone, of the text as well as of the audio
+            ({"onset": 0.5, "offset": 1.0}, 0.5, 1.0),  # lists of sound events: the offset is the end
+            ({"timestamp": [0.5, 1.0]}, 0.5, 1.0),
+            ({"timestamp": "2024-01-01", "clip_id": 3, "start_date": "x", "num_samples": 7}, 0.0, 1.5),
         ],
     )
     def test_the_part_and_nothing_else_in_every_format(
-        self, keys: dict[str, float], start_sec: float, end_sec: float
+        self, keys: dict[str, object], start_sec: float, end_sec: float
     ) -> None:
         expected = self.TONES[round(start_sec * self.RATE) : round(end_sec * self.RATE)]
         whole = load_audio(parse_audio({"array": expected, "sampling_rate": self.RATE}, None, WHERE))
@@ -568,7 +578,10 @@ class TestParts:
             ({"start": float("nan")}, "a number of seconds is expected"),
             ({"start": 1, "end": 1}, "starts at 1 s"),
             ({"start": 1, "end": 2, "duration": 3}, "do not agree"),
-            ({"start": 1, "offset": 2}, '"start" is 1 and "offset" 2'),
+            ({"start": 1, "offset": 2}, '"start" is 1 s and "offset" 2 s'),
+            ({"start": 1, "start_ms": 2_000}, '"start" is 1 s and "start_ms" 2 s'),
+            ({"frame_offset": 8_000, "num_frames": 8_000}, '"frame_offset" chooses a part of the audio in samples'),
+            ({"start_sample": 0}, '"start_sample" chooses a part of the audio in samples'),
         ],
     )
     def test_keys_that_make_no_sense_are_refused(self, keys: dict[str, float], says: str) -> None:

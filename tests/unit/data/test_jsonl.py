@@ -256,7 +256,9 @@ class TestJsonl:
         with pytest.raises(DataError, match=r"^train\.jsonl:1: the audio is cut to .* and the row to"):
             read(folder, good(audio={"path": "clips/a.wav", "start": 0.1}, start=0.2))
 
-    @pytest.mark.parametrize("key", ["sampling_rate", "sample_rate", "sr"])
+    @pytest.mark.parametrize(
+        "key", ["sampling_rate", "sample_rate", "sr", "sampleRate", "samplerate", "sample_rate_hz", "fs"]
+    )
     def test_a_rate_beside_an_array_counts(self, folder: Path, key: str) -> None:
         [row] = read(folder, good(audio=[0.1, -0.1] * 4_000, **{key: 8_000}))
         assert len(load_audio(row.audio)) == 24_000
