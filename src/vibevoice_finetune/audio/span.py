@@ -111,14 +111,14 @@ def parse_span(values: Mapping[str, object], where: str) -> tuple[Span | None, f
     if duration is not None and (end is not None or start is not None):
         if end is not None and abs(end - begins - duration) > ROUNDING_SEC:
             raise SpanError(
-                f'{where}: "{shown(end_key, 60)}" is {end:g} and "{duration_key}" {duration:g}, which do not agree for a start at '
-                f"{begins:g} s; expected are seconds that do; correct the row."
+                f'{where}: "{shown(end_key, 60)}" is {end:g} and "{shown(duration_key, 60)}" {duration:g}, which do '
+                f"not agree for a start at {begins:g} s; expected are seconds that do; correct the row."
             )
         end = begins + duration if end is None else end
     if end is not None and end <= begins:
         raise SpanError(
-            f'{where}: "{shown(end_key or duration_key, 60)}" ends the audio at {end:g} s, but it starts at {begins:g} s; '
-            "expected is an end behind the start, in seconds; correct the row."
+            f'{where}: "{shown(end_key or duration_key, 60)}" ends the audio at {end:g} s, but it starts at '
+            f"{begins:g} s; expected is an end behind the start, in seconds; correct the row."
         )
     return (None, None) if begins == 0 and end is None else (Span(begins, end), None)
 
@@ -171,7 +171,7 @@ def part_of(key: str) -> tuple[str, float] | None:
 
 @lru_cache(maxsize=4096)
 def states_rate(key: str) -> bool:
-    """Whether a key names the sampling rate: ``sampling_rate``, ``sampleRate``, ``sr``, ``sample_rate_hz`` …"""
+    """Whether a key names the sampling rate: ``sampling_rate``, ``sampleRate``, ``sr``, ``sample_rate_hz``."""
     return _RATE.fullmatch(_NOT_LETTERS.sub("", key.lower())) is not None
 
 
@@ -191,21 +191,20 @@ def _parts(values: Mapping[str, object], where: str) -> dict[str, list[tuple[str
         if part == "pair":
             if not _is_pair(value):
                 continue  # a time of day, a number, words with their times
-            for name, second in zip(("start", "end"), value, strict=True):
-                parts.setdefault(name, []).append((key, _number(second, key, where) * scale))
+            for bound, second in zip(("start", "end"), value, strict=True):
+                parts.setdefault(bound, []).append((key, _number(second, key, where) * scale))
             continue
         if part == "samples":
             raise SpanError(
                 f'{where}: "{shown(key, 60)}" chooses a part of the audio in samples; expected are seconds; write them '
                 'as "start" and "end", or rename the key if it means something else.'
             )
-        if part == "length":
-            if not has_start:
-                continue
-            part = "duration"
+        if part == "length" and not has_start:
+            continue
+        name = "duration" if part == "length" else part
         if has_onset and "offset" in key.lower():
-            part = "end"  # as lists of sound events have it
-        parts.setdefault(part, []).append((key, _number(value, key, where) * scale))
+            name = "end"  # as lists of sound events have it
+        parts.setdefault(name, []).append((key, _number(value, key, where) * scale))
     return parts
 
 
@@ -235,6 +234,6 @@ def _number(value: object, key: str, where: str) -> float:
     if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and 0 <= value < 1e9:
         return float(value)
     raise SpanError(
-        f'{where}: "{shown(key, 60)}" is {shown(repr(value), 60)}; a number of seconds is expected, because such keys choose a '
-        "part of the audio; correct it, or rename the key if it means something else."
+        f'{where}: "{shown(key, 60)}" is {shown(repr(value), 60)}; a number of seconds is expected, because such keys '
+        "choose a part of the audio; correct it, or rename the key if it means something else."
     )
