@@ -67,7 +67,9 @@ def offset_of(passages: Sequence[Passage], speech: Sequence[Speech], duration_se
 
     The share of the passages' time that falls on speech is compared over offsets of up to two minutes.
     """
-    length = int(max([duration_sec, *(one.end_sec for one in passages)]) / STEP_SEC) + 1
+    written_sec = max((one.end_sec for one in passages), default=0.0)
+    # What lies further behind the end is not found in any case, and times can be anything.
+    length = int(max(duration_sec, min(written_sec, duration_sec + MAX_OFFSET_SEC)) / STEP_SEC) + 1
     spoken = _track([(one.start_sec, one.end_sec) for one in speech], length)
     written = _track([(one.start_sec, one.end_sec) for one in passages], length)
     if not written.any() or not spoken.any():

@@ -182,7 +182,8 @@ def _check_texts(source: Source, job: JobSettings) -> None:
     long_text = [r for r in source.recordings if r.text is not None and not r.is_clip]
     if job.recogniser == "none" and (silent or long_text):
         count = len(silent) or len(long_text)
-        what = f"{count:,} recordings have no text" if silent else f"{count:,} transcripts have no times"
+        kind, has = "recording" if silent else "transcript", "text" if silent else "times"
+        what = f"{count:,} {kind} has no {has}" if count == 1 else f"{count:,} {kind}s have no {has}"
         raise ArgumentError(
             f"{what}; name a recogniser: --recognizer small (Whisper, any language) or --recognizer moonshine "
             "(English, without a download)."

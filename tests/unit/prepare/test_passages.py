@@ -65,5 +65,7 @@ def test_one_that_is_right_is_left_alone() -> None:
     assert offset_of([Passage(s.start_sec - 0.3, s.end_sec + 0.4, "x") for s in SPEECH], SPEECH, 300.0) is None
     assert offset_of([], SPEECH, 300.0) is None
     assert offset_of([Passage(0, 1, "x")], [], 300.0) is None
+    # A time that cannot be: neither an hour of arithmetic nor all memory.
+    assert offset_of([Passage(1e9, 1e9 + 1, "x")], SPEECH, 300.0) is None
     # Half of the speech has subtitles.
     assert offset_of([Passage(s.start_sec, s.end_sec, "x") for s in SPEECH[::2]], SPEECH, 300.0) is None

@@ -195,7 +195,7 @@ def test_mistakes_are_said_before_the_work(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     soundfile.write(source / "a.wav", np.zeros(100), RATE_HZ)
-    with pytest.raises(ArgumentError, match="1 recordings have no text; name a recogniser"):
+    with pytest.raises(ArgumentError, match="1 recording has no text; name a recogniser"):
         do(source, tmp_path / "out", JobSettings())
     with pytest.raises(ArgumentError, match="lies inside the source"):
         do(source, source / "out")
