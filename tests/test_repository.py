@@ -133,6 +133,18 @@ def test_links_between_documents_lead_somewhere() -> None:
                 assert (path.parent / target).exists(), f"{relative(path)} links to {target}"
 
 
+def test_lines_of_markdown_are_short() -> None:
+    """A table's row cannot be broken; everything else can."""
+    long = [
+        f"{relative(path)}:{number}"
+        for path in TEXTS
+        if path.suffix == ".md"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) >= 120 and not line.startswith("|")
+    ]
+    assert long == []
+
+
 def project() -> dict[str, object]:
     table: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return table
