@@ -1,4 +1,4 @@
-"""What lies in an adapter folder, whoever wrote it.
+"""What an adapter folder contains, whichever program wrote it.
 
 Why: adapters of VibeVoice come in several shapes (this package's, the community trainer's with its full copies, PEFT
 adapters of the head, flat or nested), and most complaints about them are that something in them was silently not

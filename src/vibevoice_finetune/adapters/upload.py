@@ -25,7 +25,7 @@ class Upload:
     """What `--push_to_hub` and its companions ask for.
 
     Attributes:
-        repo_id: where to, as `me/my-voice`; without an owner it is the token's.
+        repo_id: the repository, as in `me/my-voice`; without an owner, the token's owner.
         private: whether a new repository is private; None for the owner's default.
         revision: the branch; None for the main one.
         token: None for the one that `hf auth login` left. Kept out of what is printed.
@@ -62,7 +62,7 @@ def push_result(folder: Path, upload: Upload) -> str:
 
     Args:
         folder: `lora/`, complete.
-        upload: where to.
+        upload: the repository.
 
     Returns:
         The address of the commit.

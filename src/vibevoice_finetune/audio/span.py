@@ -57,7 +57,7 @@ class Span:
     end_sec: float | None
 
     def samples(self, num_samples: int, rate_hz: int) -> tuple[int, int]:
-        """First sample, and the one behind the last, of a recording with so many.
+        """First sample, and the one after the last, in a recording of `num_samples`.
 
         Raises:
             SpanError: it ends behind the end of the recording, or begins there.

@@ -43,7 +43,7 @@ def normalize_rms(samples: Floats, target_dbfs: float = -25.0, eps: float = 1e-6
 
 
 def num_frames(num_samples: int, hop_length: int) -> int:
-    """Frames that the encoders make of so many samples: the last, partial one counts.
+    """Frames that the encoders make of this many samples; a last, partial one counts.
 
     >>> num_frames(3_200, 3_200), num_frames(3_201, 3_200)
     (1, 2)

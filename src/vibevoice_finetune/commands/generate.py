@@ -103,7 +103,7 @@ def parse(words: list[str]) -> "Order":
     """Check a command line and read its scripts; no model yet.
 
     Raises:
-        ArgumentError: a flag, a combination of flags or an output that cannot be.
+        ArgumentError: a wrong flag, combination of flags, or output.
         DataError: a script that cannot be said, a voice that is not there.
     """
     return order_of(parse_flags(GenerateFlags, "generate", words, SUMMARY))
@@ -113,7 +113,7 @@ def order_of(flags: GenerateFlags) -> "Order":
     """Read the scripts and check what can be checked without the model.
 
     Raises:
-        ArgumentError: an output or a voice that cannot be.
+        ArgumentError: an output or a voice that cannot be used.
         DataError: a script that cannot be said, a voice that is not there.
     """
     from vibevoice_finetune.audio.source import parse_audio

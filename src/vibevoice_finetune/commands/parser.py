@@ -47,7 +47,7 @@ def parse_flags(
         takes_config: whether `--config FILE` may give flags.
 
     Raises:
-        ArgumentError: a flag or a value that cannot be.
+        ArgumentError: an unknown flag, or a value of the wrong kind.
         SystemExit: `--help` was answered.
     """
     parser = Parser(command, summary, [kind], takes_config=takes_config)

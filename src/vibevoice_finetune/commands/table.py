@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; None: those of the process.
 
     Returns:
-        The process's exit code: 0 done, 2 a mistake that the user can mend (said on stderr), 75 stopped by a
+        The process's exit code: 0 done, 2 a mistake that the user can fix (said on stderr), 75 stopped by a
         signal and saved, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)

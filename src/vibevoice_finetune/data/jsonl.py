@@ -21,7 +21,7 @@ from vibevoice_finetune.files.names import near_miss
 __all__ = ["BadRows", "Columns", "Row", "read_dataset", "read_jsonl", "split_off"]
 
 MAX_LINE_BYTES = 200_000_000
-"""An array of half an hour at 24 kHz, written as text, has so many."""
+"""Size of half an hour of audio at 24 kHz, written as an array of numbers."""
 
 logger = logging.getLogger(__name__)
 

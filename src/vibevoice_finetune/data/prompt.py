@@ -115,7 +115,7 @@ def generation_prompt(
 
 
 def num_prompt_tokens(encode: Encode, special: SpecialTokens, num_text_tokens: int, voice_frames: Sequence[int]) -> int:
-    """Length of the `generation_prompt` of a script whose turns (`encode_turns`) have so many tokens."""
+    """Length of the `generation_prompt` of a script whose turns (`encode_turns`) have this many tokens."""
     before, _ = _before_text(encode, special, voice_frames)
     return len(before) + num_text_tokens + len(_after_text(encode, special))
 

@@ -65,7 +65,7 @@ class BadRows:
         self._first: dict[str, str] = {}
 
     def report(self, error: DataError, reason: str) -> None:
-        """Raise the error, or count it: once a row.
+        """Raise the error, or count it, once per row.
 
         Args:
             error: its message begins with the row.

@@ -219,7 +219,7 @@ def plan_rows(
         special: ids of the control tokens.
         max_tokens: the longest sequence that is allowed, prompts included.
         bad_rows: takes rows that are too long.
-        model_positions: of these the model has so many; only named in messages.
+        model_positions: how many the model has; only named in messages.
     """
     pools = _speaker_pools(requests, store)
     planned = []

@@ -1,4 +1,4 @@
-"""How the words of a flag become its value: what argparse is told of a field, and what is said of a wrong value."""
+"""How the words of a flag become its value: what argparse is told about a field, and the message for a wrong value."""
 
 import argparse
 import json

@@ -73,7 +73,7 @@ class ModelSource:
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """What is to be said, by which model, and how.
+    """What to speak, with which model, and how.
 
     Attributes:
         model: loaded already, or to be loaded.

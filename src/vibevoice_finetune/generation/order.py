@@ -39,7 +39,7 @@ class Order:
     """What a command line asks for.
 
     Attributes:
-        request: what is to be said; its model is still to be loaded.
+        request: what to speak; its model is not loaded yet.
         source: that model.
         outputs: a file for each script.
     """
@@ -207,7 +207,7 @@ class GenerationProgress:
             self._live.start()
 
     def update(self, audio_sec: float) -> None:
-        """Say that there are so many seconds of audio."""
+        """Show how many seconds of audio there are."""
         now_sec = time.monotonic()
         if self._live is not None and self._task is not None:
             self._live.update(self._task, description=self._said(audio_sec, now_sec))

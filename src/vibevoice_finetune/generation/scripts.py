@@ -1,4 +1,4 @@
-"""What is to be said, from a command line or a file: scripts with their voices.
+"""The texts to speak, from a command line or a file: scripts with their voices.
 
 Why: people have a sentence, a text file, or a JSON file with turns and reference recordings; generation wants one form.
 

@@ -131,7 +131,7 @@ def encode_in_chunks(network: nn.Module, waveform_BN: Tensor, chunk_samples: int
     """Run one of transformers' speech encoders over a waveform of any length in bounded memory.
 
     Each convolution keeps the end of its last input (transformers' padding cache), so the result is that of one pass.
-    Memory grows with B · chunk_samples; at full size by 36 MB a second of audio in float32 (measured).
+    Memory grows with B · chunk_samples; at full size by 36 MB per second of audio in float32 (measured).
 
     Args:
         network: a `VibeVoiceAcousticTokenizerEncoderModel`.

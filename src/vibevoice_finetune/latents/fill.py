@@ -36,7 +36,7 @@ BATCH_SEC = 60.0
 a processor it takes a batch in pieces (`base_model/load.py`)."""
 
 BATCHES_PER_WINDOW = 8
-"""Clips are sorted by length within a window of so many batches, so that few samples are padding."""
+"""Clips are sorted by length within a window of this many batches, so that little is padding."""
 
 MOST_THREADS = 8
 MOST_ROUNDS = 3

@@ -35,7 +35,7 @@ from vibevoice_finetune.latents.store import LatentStore
 logger = logging.getLogger(__name__)
 
 MERGE_FROM = 16
-"""So many small shards of a kind may be there. Each is written again once in so many fillings, not in each."""
+"""The number of small shards that starts a merge. So an entry is written again only once in this many fillings."""
 
 
 def merge_small_shards(store: LatentStore) -> None:

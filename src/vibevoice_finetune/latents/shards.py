@@ -306,7 +306,7 @@ class ShardWriter:
         folder: where shards lie; made if missing.
         kind: what all shards of the folder have in common.
         arithmetic: what the encoders compute in.
-        max_frames: publish when so many frames are held.
+        max_frames: publish when this many frames are held.
         max_age_sec: publish when the oldest entry was held for so long; the most that a kill can cost.
     """
 

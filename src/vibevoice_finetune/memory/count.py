@@ -51,7 +51,7 @@ _ADAMW_BYTES = 8.0  # two float32 moments, and what is assumed of an optimizer t
 # An encoder takes about 40 MB per second of the audio in its batch, in float32 (`latents/encode.py`).
 ENCODING_BYTES_PER_SEC = 40 * 10**6
 
-# The one matrix of the diffusion head that is applied once a frame, not once a draw.
+# The one matrix of the diffusion head that is applied once per frame, not once per draw.
 CONDITION = "cond_proj"
 
 Head = Literal["frozen", "full", "lora"]

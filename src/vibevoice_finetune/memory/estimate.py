@@ -74,7 +74,7 @@ class Estimate:
         return max(self.training, self.encoding)
 
     def fits(self, available: float) -> bool:
-        """Whether a device with so many bytes suffices."""
+        """Whether a device with this many bytes is enough."""
         return self.peak <= USABLE * available
 
     def line(self) -> str:

@@ -170,7 +170,7 @@ def _fill(
 
 
 def _raise_unless_skipping(bad_rows: BadRows) -> Callable[[DataError, str], None]:
-    """What ends the filling at the first bad source; skipped ones are counted afterwards, once a row."""
+    """What ends the filling at the first bad source; skipped ones are counted afterwards, once per row."""
 
     def on_failure(error: DataError, reason: str) -> None:
         if bad_rows.policy == "error":
