@@ -317,7 +317,7 @@ def _base_warnings(checkpoint: BaseModel, adapter: Path, tensors: Mapping[str, S
 
 def _check_output(output: Path) -> None:
     if output.exists() or output.is_symlink():
-        raise ArgumentError(f"--output {output}: is there already; name a folder that is not")
+        raise ArgumentError(f"--output {output}: already exists; name a new folder")
     if not output.parent.is_dir():
         raise ArgumentError(f"--output {output}: there is no folder {output.parent}; make it, or name another place")
     if not os.access(output.parent, os.W_OK | os.X_OK):

@@ -63,7 +63,7 @@ def fix_adapter(folder: Path, checkpoint: BaseModel, output: Path, *, expects_vo
 def _check_output(output: Path) -> None:
     parent = output.absolute().parent
     if output.exists() or output.is_symlink():
-        raise ArgumentError(f"--fix {output}: is there already; name a folder that is not")
+        raise ArgumentError(f"--fix {output}: already exists; name a new folder")
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ArgumentError(f"--fix {output}: {parent} is not a writable folder; name another place")
 

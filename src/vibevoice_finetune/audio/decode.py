@@ -133,7 +133,7 @@ class Intake:
     def __init__(self, rate_hz: int, label: str, first: int = 0, last: int | None = None) -> None:
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(
-                f"{label} states a sampling rate of {shown(f'{rate_hz:,}')} Hz; expected are {MIN_RATE_HZ:,} to "
+                f"{label} states a sampling rate of {shown(f'{rate_hz:,}')} Hz; expected {MIN_RATE_HZ:,} to "
                 f"{MAX_RATE_HZ:,} Hz; correct the rate or remove the row.",
                 "undecodable audio",
             )
@@ -194,7 +194,7 @@ class Intake:
         if self._mono_energy < CANCELLED * self._energy and self._energy > self._kept * INAUDIBLE_SQUARE:
             raise AudioError(
                 f"{self.label}: its channels cancel each other when they are mixed to mono (one is the other "
-                "inverted); expected are channels that add up; keep one of them, or invert one.",
+                "inverted); expected channels that add up; keep one of them, or invert one.",
                 "channels cancel",
             )
         if self._resampler is not None:
@@ -205,7 +205,7 @@ class Intake:
         """Refuse what no model could be trained on."""
         if duration_sec > MAX_DURATION_SEC:
             raise AudioError(
-                f"{self.label} {says} {MAX_DURATION_SEC // 3600} hours, more than any model's context; cut it up.",
+                f"{self.label} {says} {MAX_DURATION_SEC // 3600} hours, more than any model's context; split it.",
                 "too long",
             )
 
@@ -301,7 +301,7 @@ def _check_sizes(stream: BinaryIO, label: str) -> None:
     stated_sec, unstated_sec = unstated_audio_sec(stream)
     if unstated_sec > CUT_SHORT_SEC:
         raise AudioError(
-            f"{label} states {stated_sec:,.2f} s of audio in its header, but {unstated_sec:,.2f} s more lie behind it "
+            f"{label} states {stated_sec:,.2f} s of audio in its header, but {unstated_sec:,.2f} s more follow it "
             "(the recording was not finished, or its size has overflowed); write the header again, for example with "
             '"ffmpeg -ignore_length 1 -i OLD NEW.wav".',
             "undecodable audio",

@@ -69,7 +69,7 @@ class Span:
         end = num_samples if self.end_sec is None else round(self.end_sec * rate_hz)
         if start >= num_samples or end > num_samples + ROUNDING_SEC * rate_hz:
             raise SpanError(
-                f"the row asks for {self} of audio that is {num_samples / rate_hz:,.2f} s long; expected are seconds "
+                f"the row asks for {self} of audio that is {num_samples / rate_hz:,.2f} s long; expected seconds "
                 "within the audio; correct the row."
             )
         return start, min(end, num_samples)
@@ -112,13 +112,13 @@ def parse_span(values: Mapping[str, object], where: str) -> tuple[Span | None, f
         if end is not None and abs(end - begins - duration) > ROUNDING_SEC:
             raise SpanError(
                 f'{where}: "{shown(end_key, 60)}" is {end:g} and "{shown(duration_key, 60)}" {duration:g}, which do '
-                f"not agree for a start at {begins:g} s; expected are seconds that do; correct the row."
+                f"not agree for a start at {begins:g} s; expected seconds that do; correct the row."
             )
         end = begins + duration if end is None else end
     if end is not None and end <= begins:
         raise SpanError(
             f'{where}: "{shown(end_key or duration_key, 60)}" ends the audio at {end:g} s, but it starts at '
-            f"{begins:g} s; expected is an end behind the start, in seconds; correct the row."
+            f"{begins:g} s; expected an end after the start, in seconds; correct the row."
         )
     return (None, None) if begins == 0 and end is None else (Span(begins, end), None)
 
@@ -132,7 +132,7 @@ def check_stated_duration(stated_sec: float | None, duration_sec: float) -> None
     if stated_sec is None or duration_sec - stated_sec <= max(STATED_TOLERANCE_SEC, STATED_TOLERANCE * stated_sec):
         return
     raise SpanError(
-        f"the audio is {duration_sec:,.2f} s long, but its row states a duration of {stated_sec:,.2f} s; expected are "
+        f"the audio is {duration_sec:,.2f} s long, but its row states a duration of {stated_sec:,.2f} s; expected "
         'all words of the audio, or "offset" beside "duration" for a part; correct the row.'
     )
 

@@ -87,7 +87,7 @@ def _advice(name: str, error: BaseException) -> str:
     if "torchcodec" in _root_cause(error):
         return "folders of audio files need torchcodec; list the files in a JSONL and give that as --train_jsonl"
     if Path(name).exists():
-        return "expected is a folder written by save_to_disk, or parquet; a JSONL is given as --train_jsonl"
+        return "expected a folder written by save_to_disk, or parquet; a JSONL is given as --train_jsonl"
     return (
         f'check the name and the connection, or run "hf download --repo-type dataset {shown(name)} --local-dir FOLDER" '
         "on a machine that is online and give FOLDER as --dataset_name"

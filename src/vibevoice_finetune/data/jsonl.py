@@ -29,7 +29,7 @@ EXAMPLE = '{"text": "Speaker 0: Hello.", "audio": "clip.wav"}'
 
 
 def read_jsonl(path: Path, columns: Columns, bad_rows: BadRows) -> list[Row]:
-    """Read rows from a file with one JSON object a line; relative paths in it start at its folder.
+    """Read rows from a file with one JSON object per line; relative paths in it start at its folder.
 
     Raises:
         DataError: the file cannot be read or holds no rows, or a row is bad, or more than half of them are.
@@ -48,7 +48,7 @@ def read_jsonl(path: Path, columns: Columns, bad_rows: BadRows) -> list[Row]:
         except RowError as error:
             bad_rows.report(error, error.reason)
     if total == 0:
-        raise DataError(f"{shown(path)}: the file holds no rows; expected one object a line, like {EXAMPLE}.")
+        raise DataError(f"{shown(path)}: the file holds no rows; expected one object per line, like {EXAMPLE}.")
     bad_rows.check(total, before)
     check_optional_columns(keys, columns, shown(path))
     _notice_unused(keys, columns, shown(path.name), "keys")
@@ -162,11 +162,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     raise DataError(f"{shown(path)}: the file is UTF-16; UTF-8 is expected; save it as UTF-8.")
                 if len(line) > MAX_LINE_BYTES:
                     raise DataError(
-                        f"{shown(path)}:{number}: the line has more than {MAX_LINE_BYTES:,} bytes; expected is one "
-                        f"object a line, like {EXAMPLE}; keep audio in files."
+                        f"{shown(path)}:{number}: the line has more than {MAX_LINE_BYTES:,} bytes; expected one "
+                        f"object per line, like {EXAMPLE}; keep audio in files."
                     )
                 if number == 1 and b"\0" in line[:4]:
-                    raise DataError(f"{shown(path)}: the file is not text; expected one object a line, like {EXAMPLE}.")
+                    raise DataError(
+                        f"{shown(path)}: the file is not text; expected one object per line, like {EXAMPLE}."
+                    )
                 content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if content.strip():
                     yield number, content
@@ -210,7 +212,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, object]:
             return values
         said = f"a {type(values).__name__}, not an object"
     raise RowError(
-        f"{where}: the line is not a JSON object ({said}); expected one object a line, like {EXAMPLE}; correct "
+        f"{where}: the line is not a JSON object ({said}); expected one object per line, like {EXAMPLE}; correct "
         "the line.",
         "not JSON",
     )

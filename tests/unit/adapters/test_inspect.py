@@ -263,7 +263,7 @@ def test_a_broken_adapter_is_refused_with_and_without_a_base(
 
 
 def test_fix_writes_over_nothing(made: dict[str, Path], base: BaseModel, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="is there already"):
+    with pytest.raises(ArgumentError, match="already exists"):
         fix_adapter(made["full"], base, tmp_path)
     with pytest.raises(ArgumentError, match="is not a writable folder"):
         fix_adapter(made["full"], base, tmp_path / "nowhere" / "new")

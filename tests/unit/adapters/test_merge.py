@@ -197,7 +197,7 @@ def test_files_are_readable_as_the_umask_says(golden_dir: Path, tmp_path: Path) 
 def test_an_output_that_is_there_is_refused(golden_dir: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
-    with pytest.raises(ArgumentError, match=r"--output .*taken: is there already"):
+    with pytest.raises(ArgumentError, match=r"--output .*taken: already exists"):
         export(request_for(golden_dir, "tied", taken))
     with pytest.raises(ArgumentError, match=r"there is no folder .*nowhere"):
         export(request_for(golden_dir, "tied", tmp_path / "nowhere" / "out"))

@@ -264,7 +264,7 @@ class TestRefusals:
             ({"array": [0.5], "sampling_rate": True}, "wrong type", "sampling rate of True"),
             ({"array": [0.5], "sampling_rate": 0}, "undecodable audio", "rate of 0 Hz"),
             ({"array": [0.5], "sampling_rate": -24_000}, "undecodable audio", "rate of -24,000 Hz"),
-            ({"array": [0.5], "sampling_rate": 10**400}, "undecodable audio", "expected are 4,000 to 768,000 Hz"),
+            ({"array": [0.5], "sampling_rate": 10**400}, "undecodable audio", "expected 4,000 to 768,000 Hz"),
             ([0.1, float("nan"), 0.2], "non-finite audio", "not finite"),
             ([0.1, float("inf"), 0.2], "non-finite audio", "not finite"),
             (sine(24_000) * 32_768, "undecodable audio", "divide integers by their full scale"),
@@ -631,20 +631,20 @@ class TestSizes:
     @pytest.mark.parametrize("size", [0, 2, 24_000, 48_001])
     def test_what_the_header_leaves_out_is_not_dropped_in_silence(self, size: int) -> None:
         message = str(refusal(self.with_size(encoded(self.TONE), size)))
-        assert "more lie behind it" in message
+        assert "more follow it" in message
         assert "ffmpeg -ignore_length 1" in message
 
     def test_aiff(self) -> None:
         data = encoded(self.TONE, form="AIFF")
         assert len(load(data)) == 48_000
-        assert "more lie behind it" in str(refusal(self.with_size(data, 24_008, b"SSND")))
+        assert "more follow it" in str(refusal(self.with_size(data, 24_008, b"SSND")))
 
     @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF])
     def test_a_length_that_means_until_the_end(self, size: int) -> None:
         np.testing.assert_allclose(load(self.with_size(encoded(self.TONE), size)), self.TONE, atol=1e-4)
 
     def test_a_second_recording_behind_the_first_is_not_dropped(self) -> None:
-        assert "more lie behind it" in str(refusal(encoded(self.TONE) + encoded(self.TONE)))
+        assert "more follow it" in str(refusal(encoded(self.TONE) + encoded(self.TONE)))
 
     @pytest.mark.parametrize(
         "tail",

@@ -137,7 +137,7 @@ class TestJsonl:
         ("line", "reason", "says"),
         [
             ("{", "not JSON", "column 2"),
-            ("hello", "not JSON", "expected one object a line"),
+            ("hello", "not JSON", "expected one object per line"),
             ("[1, 2]", "not JSON", "a list, not an object"),
             ('"text"', "not JSON", "a str, not an object"),
             ("null", "not JSON", "a NoneType, not an object"),
