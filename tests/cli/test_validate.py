@@ -73,6 +73,7 @@ def test_both_sets(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--dataset_name", "x", "--fix", "y.jsonl"], "--fix writes a JSONL file"),
         (["nowhere.jsonl"], "nowhere.jsonl"),
         (["good.jsonl", "--fix", "good.jsonl"], "exists already"),
+        (["good.jsonl", "--fix", "True"], "--fix True: expected is the file to write"),
         (["good.jsonl", "--max_shown", "-1"], "--max_shown -1"),
         (["good.jsonl", "--report", "good.jsonl/page.html"], "choose another place with --report"),
     ],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vibevoice_finetune.data.rows import Columns
-from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.errors import ArgumentError, shown
 from vibevoice_finetune.files.atomic import check_writable, write_file
 from vibevoice_finetune.validation.findings import KINDS, Finding, Severity
 from vibevoice_finetune.validation.read import json_lines
@@ -42,12 +42,16 @@ def check_targets(fixed: Path) -> None:
     """Refuse, before any work, to write where something stands.
 
     Raises:
-        ArgumentError: a file is there already.
+        ArgumentError: it is not the name of a list, or a file is there already.
         WriteError: nothing can be written there.
     """
+    if fixed.suffix.lower() not in (".jsonl", ".json"):
+        raise ArgumentError(f"--fix {shown(fixed)}: expected is the file to write, such as fixed.jsonl.")
     for path in (fixed, changes_path(fixed)):
         if path.exists() or path.is_symlink():
-            raise ArgumentError(f"--fix {fixed}: {path} exists already; nothing is overwritten; name another file.")
+            raise ArgumentError(
+                f"--fix {shown(fixed)}: {shown(path)} exists already; nothing is overwritten; name another file."
+            )
     check_writable(fixed.parent, "--fix")
 
 

@@ -93,12 +93,22 @@ def read_hub(
 
 
 def check_rows(rows: Iterable[Row]) -> Iterator[Finding]:
-    """What can be wrong with the words of scripts that `train` takes."""
+    """What can be wrong with the words of scripts that `train` takes; what it refuses, it says itself."""
     texts = []
     for row in rows:
         texts.append((row.where, row.text))
-        yield from check_words(row.text, row.where)
+        found = list(check_words(row.text, row.where))
+        if found and _is_script(row):  # asked for few rows, because it takes longer
+            yield from found
     yield from check_letters(texts)
+
+
+def _is_script(row: Row) -> bool:
+    try:
+        parse_script(row.text, row.where)
+    except DataError:
+        return False
+    return True
 
 
 def _checked(rows: Sequence[Row], texts: Sequence[tuple[str, str]], collected: Collected) -> ReadRows:

@@ -18,7 +18,11 @@ CONTROL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
 MARKUP = re.compile(
     r"</?[A-Za-z][^<>\n]{0,80}>|&(?:#\d{1,7}|[A-Za-z]{2,8});|\[[^\]\n]{1,40}\]|\*[^*\n]{1,60}\*|`[^`\n]*`|https?://|\\[a-z]\b"
 )
-TAGS = re.compile(r"^\s*speaker\s*\d+\s*[:\uFF1A]", re.IGNORECASE | re.MULTILINE)
+_GAP = r"[\s\u200b-\u200f\u2060\ufeff]*"
+TAGS = re.compile(rf"(?:^|\\n){_GAP}speaker{_GAP}\d+{_GAP}[:\uFF1A\ufe55]", re.IGNORECASE | re.MULTILINE)
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""Control characters, but for those that end a line and the tab."""
+
 DIGITS = re.compile(r"\d+(?:[.,:/]\d+)*")
 ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|approx|Nr|bzw|usw|ca|evtl)\.|\b(?:e\.g|i\.e|z\.B|d\.h|u\.a|a\.m|p\.m)\b"
@@ -37,6 +41,9 @@ LINE_CHARACTERS = frozenset("\n\r\t")
 RARE_SHARE = 0.005
 ENOUGH_ROWS = 50
 """Which letters are usual is learned from the set; from fewer rows it cannot be."""
+
+JOINERS = "\u200c\u200d"
+"""Between letters of Persian, Hindi and others, and inside of pictures."""
 
 MOJIBAKE = re.compile("\u00c3[\u0080-\u00bf]|\u00e2\u20ac|\u00c2[\u00a0-\u00bf]|\ufffd")
 """UTF-8 that was read as Latin-1 or Windows-1252, and what a decoder writes for bytes that it cannot read."""
@@ -68,6 +75,8 @@ def _refused(text: str, where: str, error: DataError) -> Finding:
 def check_words(text: str, where: str) -> Iterator[Finding]:
     """Whether a script holds what cannot be read aloud, or only in several ways; its tags are no part of that."""
     said = TAGS.sub("", text)
+    if control := CONTROL.search(said):
+        yield Finding("odd-character", where, f'"{shown(control[0])}" ({_name(control[0])}) in "{shorten(text)}"')
     if said.isascii() and not SIGNS & set(said):
         # Nine rows of ten end here: 5 µs instead of 12.
         if MAYBE_ABBREVIATION.search(said) and (short := ABBREVIATION.search(said)):
@@ -111,11 +120,13 @@ def check_letters(texts: Sequence[tuple[str, str]]) -> Iterator[Finding]:
 def _odd(text: str, rows_with: Mapping[str, int], total: int) -> str | None:
     if broken := MOJIBAKE.search(text):
         return broken[0]
-    for character in text:
+    for character in TAGS.sub("", text):  # invisible marks before a tag are no part of the words
         if character in LINE_CHARACTERS or (character.isascii() and character.isprintable()):
             continue
         category = unicodedata.category(character)
         if category in {"Co", "Cn", "Cc", "So", "Sm"}:  # private use, unassigned, control, pictures
+            return character
+        if category == "Cf" and character not in JOINERS:  # marks of writing direction, soft hyphens
             return character
         if category[0] == "L" and total >= ENOUGH_ROWS and rows_with[character] < max(2, RARE_SHARE * total):
             return character

@@ -38,10 +38,24 @@ def test_a_tag_is_shown_as_it_should_be() -> None:
         ("Speaker 0: Dr. Miller left.", "abbreviation"),
         ("Speaker 0: Tom & Anna left.", "abbreviation"),
         ("Speaker 0: It weighs many kg now.", "abbreviation"),
+        ("Speaker 0: Hi\x00 there.", "odd-character"),
+        ("Speaker 0: \x1b(B Hi there.", "odd-character"),
     ],
 )
 def test_each_fault_alone(text: str, kind: str) -> None:
     assert kinds(text) == [kind]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Speaker 0: Come in.\\nSpeaker 1: With pleasure.",
+        "\u200bSpeaker\u00a01\uff1a Hi.",
+        "Speaker 0: Hi.\r\nSpeaker 12: Bye.",
+    ],
+)
+def test_the_numbers_of_tags_are_no_digits_of_the_text(text: str) -> None:
+    assert kinds(text) == []
 
 
 @pytest.mark.parametrize("text", ["Speaker 0: 2 < 3 is a fact.", "Speaker 0: a star * in the text."])
@@ -70,10 +84,19 @@ def test_a_letter_that_hardly_any_row_has() -> None:
 
 
 @pytest.mark.parametrize(
+<<<<<<< HEAD
     "text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000", "bell \a"]
+=======
+    "text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000", "a \u202eb", "so\u00adft"]
+>>>>>>> e60fd0b (Tags after an escaped break, and labels that are refused, are not called digits; control characters and marks of direction are named; --fix wants the name of a list)
 )
 def test_broken_encodings_and_pictures(text: str) -> None:
     assert letters(["plain"] * 10 + [text]) == [("10", "odd-character")]
+
+
+def test_invisible_marks_that_a_language_needs_are_usual() -> None:
+    assert letters(["می\u200cخواهم"] * 10) == []
+    assert letters(["plain"] * 10 + ["\ufeffSpeaker 0: plain"]) == []
 
 
 def test_punctuation_of_good_typography_is_usual() -> None:

@@ -212,6 +212,12 @@ def test_cheap_warnings_are_a_line_for_each_kind(speech: Path, write: Write) -> 
     assert cheap_warnings(read.rows[7:]) == []
 
 
+def test_a_label_that_train_refuses_is_not_called_a_number(speech: Path, write: Write) -> None:
+    rows = good_rows(speech)
+    rows[2]["text"] = "SPEAKER_01: She left."
+    assert cheap_warnings(read_file(write("train.jsonl", rows), Columns()).rows) == []
+
+
 def test_findings_are_grouped_worst_first() -> None:
     groups = by_kind(
         [
