@@ -84,11 +84,11 @@ def test_a_letter_that_hardly_any_row_has() -> None:
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
-    "text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000", "bell \a"]
-=======
-    "text", ["caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000", "a \u202eb", "so\u00adft"]
->>>>>>> e60fd0b (Tags after an escaped break, and labels that are refused, are not called digits; control characters and marks of direction are named; --fix wants the name of a list)
+    "text",
+    [
+        *("caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s", "lost \ufffd", "smile 😀", "\ue000", "bell \a"),
+        *("a \u202eb", "so\u00adft"),
+    ],
 )
 def test_broken_encodings_and_pictures(text: str) -> None:
     assert letters(["plain"] * 10 + [text]) == [("10", "odd-character")]
