@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -26,13 +25,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_answers_within_half_a_second() -> None:
-    # The best of three: the machine may be busy, the program may not be slow.
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert run_process("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
+    """Seconds of the processor: others may use the machine meanwhile."""
+    before = os.times()
+    assert run_process("train", "--help").returncode == 0
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 0.5
 
 
 HELPS = [[command.name, "--help"] for command in table.COMMANDS]
@@ -58,7 +56,7 @@ def test_unknown_command_is_one_line_and_exit_code_2() -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     names = ", ".join(command.name for command in table.COMMANDS)
-    assert "train, encode, " in names
+    assert names.startswith("prepare, validate, train, encode, ")
     assert result.stderr == f"error: no command named 'tarin'; commands: {names}; see vibevoice-finetune --help\n"
 
 

@@ -41,13 +41,13 @@ class Command:
 
 
 COMMANDS = (
-    Command("evaluate", "commands.evaluate:evaluate", "say whether a fine-tune helped, in figures and side by side"),
     Command("prepare", "commands.prepare:prepare", "make a data set of recordings: cut, transcribe, level, split"),
-    Command("train", "commands.train:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("validate", "commands.validate:validate", "find every problem of a data set, before training"),
+    Command("train", "commands.train:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("encode", "commands.encode:encode", "fill the latent store of a data set, without training"),
     Command("estimate", "commands.estimate:estimate", "say what memory a training needs, and which GPUs it fits"),
     Command("generate", "commands.generate:generate", "say a text with a model, with or without an adapter"),
+    Command("evaluate", "commands.evaluate:evaluate", "say whether a fine-tune helped, in figures and side by side"),
     Command("inspect", "commands.inspect:inspect", "say what is inside an adapter or a model, and who can load it"),
     Command("merge", "commands.merge:merge", "put an adapter into its base model; writes a whole model"),
     Command("convert", "commands.convert:convert", "write a model in the other layout, original or native"),
