@@ -80,7 +80,7 @@ def parse_any(words: list[str]) -> None:
         parse(rest, command)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/scale.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/evaluate.md", "docs/scale.md"])
 def test_every_command_parses(page: str) -> None:
     found = commands_in((ROOT / page).read_text(encoding="utf-8"))
     assert {words[0] for words in found} <= {command.name for command in COMMANDS}
@@ -90,7 +90,7 @@ def test_every_command_parses(page: str) -> None:
 
 def test_the_readme_shows_the_whole_way() -> None:
     shown = [words[0] for words in commands_in(README)]
-    assert shown == ["prepare", "validate", "train", "inspect", "generate", "merge", "convert", "inspect"]
+    assert shown == ["prepare", "validate", "train", "inspect", "generate", "evaluate", "merge", "convert", "inspect"]
 
 
 def test_a_wrong_command_would_be_seen() -> None:
