@@ -156,7 +156,7 @@ def test_a_folder_that_another_run_writes_to_is_refused(jsonl, unfinished, capsy
 @pytest.mark.parametrize("flag", ["--output_dir", "--latents_dir"])
 def test_a_place_that_cannot_be_written_is_noticed_first(jsonl, tmp_path, capsys, monkeypatch, flag):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(run, "prepare", None)  # never reached
+    monkeypatch.setattr(run, "load_data", None)  # never reached
     words = train_words(jsonl, tmp_path / "out", "--max_steps", 1, flag, tmp_path / "file" / "below")
     assert main(words) == 2
     text = said(capsys)

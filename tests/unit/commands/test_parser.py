@@ -1,8 +1,8 @@
 """The one parser: what words become, and what is said of a wrong one. Every command has it."""
 
+import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, fields
 
 import pytest
@@ -142,14 +142,12 @@ def test_the_help_of_train_has_all_of_our_flags_and_that_of_all_transformers_too
 
 @pytest.mark.parametrize("command", ["train", "generate", "merge"])
 def test_help_answers_within_half_a_second(command: str) -> None:
-    # The best of three: the machine may be busy, the program may not be slow.
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        words = [sys.executable, "-m", "vibevoice_finetune", command, "--help"]
-        subprocess.run(words, capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
+    """Seconds of the processor: others may use the machine meanwhile."""
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "vibevoice_finetune", command, "--help"], capture_output=True, check=True)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 0.5
 
 
 @pytest.mark.parametrize(
