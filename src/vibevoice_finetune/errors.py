@@ -66,7 +66,7 @@ def require(extra: str, module: str) -> ModuleType:
 
 
 def shown(name: object, limit: int = 300) -> str:
-    """What comes from outside as a message can hold it: on one line, printable, not endless.
+    r"""What comes from outside as a message can hold it: on one line, printable, not endless.
 
     Control characters, escape sequences and marks of writing direction would change what a terminal shows.
 

@@ -1,6 +1,7 @@
 """`vibevoice-finetune train` as people call it: command lines, what is written, what it learns, what it refuses."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -429,3 +430,16 @@ def test_bf16_without_instructions_for_it_is_warned_of_in_one_line(line, capsys,
     assert "leave --bf16 True out" in said
     assert main(["train", *line(output="float32")]) == 0
     assert "instructions for bf16" not in capsys.readouterr().err
+
+
+def test_the_memory_of_encoding_is_said_before_it_and_only_then(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", str(tiny_checkpoint), "--train_jsonl", str(SPEECH), "--use_cpu"]
+    words += ["--latents_dir", str(tmp_path / "latents")]
+    assert main(["encode", *words]) == 0
+    said = capsys.readouterr().err.splitlines()
+    encoding = next(number for number, line in enumerate(said) if re.match(r"encoding audio: about \d\.\d GB", line))
+    assert encoding < next(number for number, line in enumerate(said) if "segments encoded" in line)
+    assert main(["encode", *words]) == 0
+    assert "encoding audio" not in capsys.readouterr().err, "nothing is encoded"

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -204,7 +204,10 @@ class SpeechEncoders:
         acoustic_dim: C.
         semantic_dim: S.
         arithmetic: how products of float32 are rounded.
+        on_load: called once, before the first encoder is loaded: audio is about to be encoded.
     """
+
+    on_load: Callable[[], None] | None = None
 
     def __init__(self, base: BaseModel, dtype: torch.dtype, device: torch.device | str, arithmetic: Arithmetic) -> None:
         self._checkpoint = base
@@ -252,6 +255,9 @@ class SpeechEncoders:
         """The module of one encoder; the other one is let go."""
         if self._loaded is None or self._loaded[0] is not part:
             self.free()
+            if self.on_load is not None:
+                self.on_load()
+                self.on_load = None
             self._loaded = part, self._load(part).requires_grad_(False)
         return self._loaded[1]
 

@@ -35,6 +35,8 @@ from vibevoice_finetune.latents.arithmetic import fastest
 from vibevoice_finetune.latents.fill import FillReport, fill
 from vibevoice_finetune.latents.processes import started_together
 from vibevoice_finetune.latents.store import LatentStore, Segment
+from vibevoice_finetune.memory.count import encoding_bytes, measure
+from vibevoice_finetune.memory.estimate import RUNTIME_BYTES, gigabytes
 from vibevoice_finetune.validation.validate import cheap_warnings
 
 logger = logging.getLogger(__name__)
@@ -65,8 +67,12 @@ class LoadedData:
     summaries: dict[str, DataSummary] = field(default_factory=dict)
 
 
-def load_data(arguments: Arguments) -> LoadedData:
+def load_data(arguments: Arguments, say: Callable[[str], None] | None = None) -> LoadedData:
     """Read, check, encode and plan all rows.
+
+    Args:
+        arguments: the parsed command line.
+        say: told in a line, before audio is encoded, what memory that takes.
 
     Raises:
         BaseModelError: the model or its text tokenizer cannot be used.
@@ -89,6 +95,12 @@ def load_data(arguments: Arguments) -> LoadedData:
     fingerprint = encoder_fingerprint(checkpoint)
     store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
     encoders = load_encoders(checkpoint, torch.float32, arguments.loop.device, fastest(arguments.loop.device))
+    if say is not None:
+        device = arguments.loop.device.type
+        peak = encoding_bytes(measure(checkpoint.config), device) + RUNTIME_BYTES.get(device, RUNTIME_BYTES["cuda"])
+        encoders.on_load = partial(
+            say, f"encoding audio: about {gigabytes(peak)} of memory, before the model is loaded"
+        )
     requests, report = _fill(store, requests, encoders, bad_rows, arguments)
     encoders.free()
     max_tokens = min(data.max_length or model_facts.max_positions, model_facts.max_positions)

@@ -82,7 +82,7 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
     """Train, evaluate, or both, in an output folder that no other run writes to."""
     loop = arguments.loop
     resume = resume_point(arguments, output_dir, console)
-    data = load_data(arguments)
+    data = load_data(arguments, console.print)
     if data.filled is not None:
         console.print(data.filled.summary())
     base_fingerprint = model_fingerprint(data.checkpoint)
@@ -125,9 +125,9 @@ def encode(arguments: Arguments) -> None:
     if not arguments.loop.output_dir and not arguments.data.latents_dir:
         raise ArgumentError("say where the latents go: --latents_dir FOLDER (give the same to train).")
     check_latents_writable(arguments)
-    data = load_data(arguments)
-    assert data.filled is not None
     console = make_console(quiet=arguments.loop.process_index != 0)
+    data = load_data(arguments, console.print)
+    assert data.filled is not None
     console.print(data.filled.summary())
     if data.bad_rows:
         console.print(f"left out: {data.bad_rows}", style="yellow")
