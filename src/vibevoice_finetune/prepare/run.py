@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -234,11 +235,22 @@ def _by_processes(
 
 
 def _begin_worker() -> None:
-    """One thread a process; Ctrl-C is answered by the parent alone."""
+    """One thread a process; Ctrl-C is answered by the parent alone; a killed parent takes its workers with it.
+
+    A worker that outlived its parent would write beside the workers of the next run.
+    """
     import torch  # noqa: PLC0415  only in a worker, where nothing else is loaded
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _by_ray(work: Callable[[Recording], Record], recordings: Sequence[Recording]) -> Iterator[Record]:
