@@ -6,8 +6,8 @@ text means one thing:
 - ``\\n`` and ``\\r\\n`` end a line, nothing else does. A backslash and an n are a line break too where they stand
   between words, as in a text that was escaped twice, but not in a path (``C:\\new``).
 - A line without a tag belongs to the turn above it.
-- Invisible marks before the tag and a full-width colon are accepted. Labels in another form (``[1]:``, ``SPEAKER_00:``)
-  are refused with the line as it should be: they would be read aloud.
+- Invisible marks before the tag and full-width letters, digits and colons are accepted. Labels in another form
+  (``[1]:``, ``SPEAKER_00:``) are refused with the line as it should be: they would be read aloud.
 - A tag inside a line is refused: each turn has a line of its own.
 
 Generation also takes plain text without any tag, which Speaker 0 says. There ``Note: read this first.`` is prose; lines
@@ -28,16 +28,19 @@ _BLANKS = "".join(letter for letter in map(chr, range(0x10000)) if re.match(rf"[
 
 _GAP = rf"[\s{_MARKS}]*"
 _COLON = "[:\uff1a\ufe55]"
-_TAG = rf"speaker{_GAP}(?P<number>\d{{1,9}}){_GAP}{_COLON}"
+_SPEAKER = "".join(f"[{letter}{chr(ord(letter) + 0xFEE0)}]" for letter in "speaker")  # full-width letters, too
+_TAG = rf"{_SPEAKER}{_GAP}(?P<number>\d{{1,9}}){_GAP}{_COLON}"
 _TAG_HERE = re.compile(_GAP + _TAG, re.IGNORECASE)
+TAG_AT_START = _GAP + _TAG.replace("?P<number>", "?:")
 SPEAKER_LINE = re.compile(rf"{_GAP}{_TAG}(?P<said>.*)", re.IGNORECASE | re.DOTALL)
 
-_WORD = r"(?:speaker|spkr|spk|voice|person|talker)"
+_OPEN, _CLOSE = "[\\[(<{\uff3b\uff08\u3010]", "[\\])>}\uff3d\uff09\u3011]"  # full-width ones, too
+_WORD = rf"(?:{_SPEAKER}|spkr|spk|voice|person|talker)"
 _ANYWHERE = re.compile(
     rf"(?<!\w)(?:{_TAG}"
-    rf"|(?:speaker|spkr|spk)[\s_#-]*(?P<numbered>\d+)[\s*_]*{_COLON}"  # SPEAKER_00:  Speaker #1:  **Speaker 1**:
-    rf"|[\[(<{{]\s*(?:{_WORD}[\s_#-]*|S)(?P<bracketed>\d+)\s*[\])>}}]{_GAP}{_COLON}?"  # [S1]  [SPEAKER_00]  <speaker 1>
-    rf"|\[\s*(?P<bare>\d{{1,4}})\s*\]{_GAP}{_COLON})",  # [1]:
+    rf"|(?:{_SPEAKER}|spkr|spk)[\s_#-]*(?P<numbered>\d+)[\s*_]*{_COLON}"  # SPEAKER_00:  Speaker #1:  **Speaker 1**:
+    rf"|{_OPEN}\s*(?:{_WORD}[\s_#-]*|S)(?P<bracketed>\d+)\s*{_CLOSE}{_GAP}{_COLON}?"  # [S1]  [SPEAKER_00]  <speaker 1>
+    rf"|[\[\uff3b\u3010]\s*(?P<bare>\d{{1,4}})\s*[\]\uff3d\u3011]{_GAP}{_COLON})",  # [1]:
     re.IGNORECASE,
 )
 """Labels that are nothing else, wherever they stand."""
@@ -47,9 +50,9 @@ _AT_START = re.compile(
     rf"{_ANYWHERE.pattern.replace('?P<', '?P<a_')}"
     rf"|{_WORD}[\s_#-]*\(?(?P<dashed>\d+)\)?\s*(?:[-–—|>.)]+(?=\s|$)|=>|{_COLON})"  # speaker 0 -  Voice 1:
     rf"|{_WORD}\s+(?P<letter>[A-Z]){_GAP}{_COLON}"  # Speaker A:
-    rf"|speaker{_GAP}{_COLON}"  # Speaker:
+    rf"|{_SPEAKER}{_GAP}{_COLON}"  # Speaker:
     rf"|S(?P<short>\d{{1,4}}){_GAP}{_COLON}"  # S1:
-    rf"|[\[(<{{](?P<alone>\d{{1,4}})[\])>}}]{_GAP}(?:{_COLON}|[-–—](?=\s))"  # (1):  [1] -
+    rf"|{_OPEN}(?P<alone>\d{{1,4}}){_CLOSE}{_GAP}(?:{_COLON}|[-–—](?=\s))"  # (1):  [1] -
     rf"|\[(?P<name>[^\W\d_][^\[\]:\n]{{0,30}})\]{_GAP}{_COLON}"  # [Anna]:
     rf")[*_\"”]*{_GAP}{_COLON}?{_GAP}",
     re.IGNORECASE,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from vibevoice_finetune.data.script import corrected_script, parse_script, shorten
+from vibevoice_finetune.data.script import TAG_AT_START, corrected_script, parse_script, shorten
 from vibevoice_finetune.errors import DataError, shown
 from vibevoice_finetune.validation.findings import Finding
 
@@ -18,8 +18,7 @@ CONTROL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
 MARKUP = re.compile(
     r"</?[A-Za-z][^<>\n]{0,80}>|&(?:#\d{1,7}|[A-Za-z]{2,8});|\[[^\]\n]{1,40}\]|\*[^*\n]{1,60}\*|`[^`\n]*`|https?://|\\[a-z]\b"
 )
-_GAP = r"[\s\u200b-\u200f\u2060\ufeff]*"
-TAGS = re.compile(rf"(?:^|\\n){_GAP}speaker{_GAP}\d+{_GAP}[:\uFF1A\ufe55]", re.IGNORECASE | re.MULTILINE)
+TAGS = re.compile(rf"(?:^|\\n){TAG_AT_START}", re.IGNORECASE | re.MULTILINE)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Control characters, but for those that end a line and the tab."""
 

@@ -46,6 +46,7 @@ def test_doctests_run() -> None:
         ("\ufeffSpeaker 1: a\n\u200bSpeaker 2: b", [(0, "a"), (1, "b")]),
         ("\u200f\u202bSpeaker 0: שלום\u200f", [(0, "שלום")]),
         ("Speaker\u00a01：你好。\nSpeaker 2：晚上好。", [(0, "你好。"), (1, "晚上好。")]),
+        ("\uff33\uff50\uff45\uff41\uff4b\uff45\uff52 \uff11：你好。\nSpeaker 2: Hi.", [(0, "你好。"), (1, "Hi.")]),
         # a line break that was escaped once more
         (r"Speaker 0: Come in.\nSpeaker 1: With pleasure.", [(0, "Come in."), (1, "With pleasure.")]),
         (r"Speaker 0: Come in.\r\nspeaker 1: yes", [(0, "Come in."), (1, "yes")]),
@@ -84,6 +85,9 @@ def test_scripts(text: str, turns: list[tuple[int, str]], plain: bool) -> None:
         ("Speaker: Hello.", "Speaker 0: Hello."),
         ("Voice 2: Hello.", "Speaker 2: Hello."),
         ("\ufeffSPEAKER_01： Hello.", "Speaker 1: Hello."),
+        ("【Speaker 1】Hello.", "Speaker 1: Hello."),
+        ("\uff08S1\uff09Hello.", "Speaker 1: Hello."),
+        ("\uff3b2\uff3d：Hello.", "Speaker 2: Hello."),
         ("Speaker 0: SPEAKER_00: Hello.", "Speaker 0: Hello."),
         ("Speaker 5: a\nSPEAKER_07: b", "Speaker 7: b"),
     ],
