@@ -8,6 +8,7 @@ turn; and the other way: tensors in turn into a folder.
 """
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 1024**3
 _LISTED = 20
+_WRAPPED = re.compile(r"^(?:(?:module|_orig_mod)\.)+|_orig_mod\.")
+"""What DDP and torch.compile put into the names of what they wrap."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def index_weights(folder: Path, layout: Layout) -> WeightIndex:
-    """Read the headers of a model's files; no tensor is read.
+    """Read the headers of a model's files; no tensor is read. What wrappers add to names is left out of the index.
 
     Raises:
         BaseModelError: there are no safetensors, a shard is missing, a file is cut off, two hold the same tensor, or
@@ -74,7 +77,8 @@ def index_weights(folder: Path, layout: Layout) -> WeightIndex:
     unnamed: list[str] = []
     for stored in found:
         try:
-            name = to_native(stored.name) if layout is Layout.ORIGINAL else stored.name
+            unwrapped = _WRAPPED.sub("", stored.name)
+            name = to_native(unwrapped) if layout is Layout.ORIGINAL else unwrapped
         except BaseModelError:
             unnamed.append(stored.name)
             continue

@@ -242,10 +242,10 @@ class _Teller:
         return [speech for half in (scripts[:middle], scripts[middle:]) for speech in self.say(half)]
 
     def _speech(self, script: Script, row: Spoken) -> Speech:
-        if not np.isfinite(row.waveform_N).all():
+        if not (row.is_finite and np.isfinite(row.waveform_N).all()):
             return _nothing(
                 f"{script.where}: the model computed numbers that are not finite; use --dtype float32, a lower "
-                "--cfg_scale or --adapter_scale, or another adapter."
+                "--cfg_scale or --adapter_scale, or another adapter or base model."
             )
         fault = ""
         if not len(row.waveform_N):

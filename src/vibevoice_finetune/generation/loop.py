@@ -24,6 +24,7 @@ speech is not: while others speak, the loop lets the decoder of a waiting row ru
 Shapes: B rows, T tokens, F frames, C acoustic dim, D hidden size, N samples.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,11 +86,13 @@ class Spoken:
         waveform_N: float32, `hop_length` samples a frame.
         decisions: the tokens that it chose, in order.
         ended: whether it ended by itself; False where a limit ended it.
+        is_finite: whether all that it computed are numbers; False ends a row, since nothing good follows.
     """
 
     waveform_N: NDArray[np.float32]
     decisions: tuple[int, ...]
     ended: bool
+    is_finite: bool
 
 
 def speak(
@@ -205,6 +208,7 @@ class Decisions(LogitsProcessor):
     Attributes:
         taken: the tokens that each row chose.
         ended: rows that chose end of text by themselves.
+        broken: rows whose scores are not numbers, and which end there.
         speaking: rows that chose a frame in the latest step, ascending.
     """
 
@@ -215,14 +219,23 @@ class Decisions(LogitsProcessor):
         self._done: set[int] = set()
         self.taken: list[list[int]] = [[] for _ in max_frames]
         self.ended: set[int] = set()
+        self.broken: set[int] = set()
         self.speaking: list[int] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V) of the next token, as they are or with the end of text forced."""
         del input_ids
         self.speaking = []
-        for row, token in enumerate(scores.argmax(-1).tolist()):
+        tokens = scores.argmax(-1)
+        best = scores.gather(-1, tokens[:, None])[:, 0].tolist()
+        for row, token in enumerate(tokens.tolist()):
             if row in self._done:
+                continue
+            if not math.isfinite(best[row]):
+                scores[row] = -torch.inf
+                scores[row, self._special.end_of_text] = 0
+                self._done.add(row)
+                self.broken.add(row)
                 continue
             if token == self._special.frame and self._left[row] == 0:  # at its limit: only the end of text is left
                 scores[row] = -torch.inf
@@ -289,6 +302,7 @@ def _speak_batch(
             waveform_N=nothing if audio is None else audio.flatten().float().cpu().numpy(),
             decisions=tuple(decisions.taken[row]),
             ended=row in decisions.ended,
+            is_finite=row not in decisions.broken,
         )
         for row, audio in enumerate(output.audio)
     ]

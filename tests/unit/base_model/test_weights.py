@@ -42,6 +42,17 @@ def stored(folder: Path, content: dict[str, Tensor]) -> WeightIndex:
     return index_weights(folder, Layout.NATIVE)
 
 
+@pytest.mark.parametrize("wrapped", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}"])
+def test_what_wrappers_add_to_names_is_left_out(wrapped: str, tmp_path: Path) -> None:
+    saved = tensors()
+    index = stored(tmp_path, {wrapped.format(name): tensor for name, tensor in saved.items()})
+    assert index.unnamed == ()
+    checked = check_weights(index, SHAPES)
+    read = dict(read_tensors(checked.tensors))
+    assert read.keys() == saved.keys()
+    assert all(torch.equal(read[name], saved[name]) for name in saved)
+
+
 def test_index_of_original_names(tmp_path: Path) -> None:
     write_weights(
         tmp_path,

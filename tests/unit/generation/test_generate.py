@@ -398,6 +398,17 @@ def test_numbers_that_are_not_finite_are_no_audio(speaker: SpeechModel, monkeypa
     assert "numbers that are not finite" in speech.fault
 
 
+def test_scores_that_are_not_finite_are_not_called_silence(speaker: SpeechModel) -> None:
+    weight = speaker.model.model.language_model.norm.weight
+    before = weight.detach().clone()
+    weight.data.fill_(math.nan)
+    try:
+        (speech,) = generate(request_for(speaker, SCRIPTS[:1])).speeches
+    finally:
+        weight.data.copy_(before)
+    assert "numbers that are not finite" in speech.fault
+
+
 # What is corrected in transformers' loop.
 
 
