@@ -75,6 +75,8 @@ def test_both_sets(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["good.jsonl", "--fix", "good.jsonl"], "exists already"),
         (["good.jsonl", "--fix", "True"], "--fix True: expected is the file to write"),
         (["good.jsonl", "--max_shown", "-1"], "--max_shown -1"),
+        (["good.jsonl", "--report", "good.jsonl"], "--report good.jsonl: is a web page"),
+        (["good.jsonl", "--report", "."], "--report .: is a web page"),
         (["good.jsonl", "--report", "good.jsonl/page.html"], "choose another place with --report"),
     ],
 )

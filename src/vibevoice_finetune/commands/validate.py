@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vibevoice_finetune.commands.parser import parse_flags
-from vibevoice_finetune.errors import ArgumentError, DataError
+from vibevoice_finetune.errors import ArgumentError, DataError, shown
 from vibevoice_finetune.flags.data import RowFlags
 from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, flag
 
@@ -84,6 +84,8 @@ def validate(words: list[str]) -> None:
     if flags.fix is not None:
         check_targets(Path(flags.fix))
     if flags.report is not None:
+        if Path(flags.report).suffix.lower() not in (".html", ".htm"):
+            raise ArgumentError(f"--report {shown(flags.report)}: is a web page; name a file that ends in .html.")
         check_writable(Path(flags.report).parent, "--report")
     columns = Columns(
         flags.text_column_name, flags.audio_column_name, flags.voice_prompts_column_name, flags.speaker_column_name

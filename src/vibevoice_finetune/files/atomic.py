@@ -75,10 +75,13 @@ def writing_file(path: Path, advice: str = "") -> Iterator[Path]:
         advice: what to do if it cannot be written; default: free some space or name another place.
 
     Raises:
-        WriteError: it cannot be written; what was there before stays and nothing is left behind.
+        WriteError: it cannot be written, or what stands there is not a file; what was there before stays and nothing
+            is left behind.
     """
-    staging = _staging(path)
     with explaining_write_errors(path, advice):
+        if not path.name or (path.exists() and not path.is_file()):  # renaming would replace a device, too
+            raise _write_error(path, "it is not a file", advice)
+        staging = _staging(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         try:

@@ -118,9 +118,13 @@ def _folder(folder: Path, form: str, columns: dict[str, str]) -> Source:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files with such a suffix, also in folders inside; hidden ones and links that lead outside are left out."""
+    """Files with such a suffix, also in folders inside; hidden ones and links that lead outside are left out.
+
+    Raises:
+        DataError: a name is not UTF-8.
+    """
     root = folder.resolve()
-    return sorted(
+    found = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in suffixes
@@ -128,6 +132,10 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         and path.resolve().is_relative_to(root)
         and path.is_file()
     )
+    for path in found:
+        if not str(path).isprintable() and re.search("[\ud800-\udfff]", str(path)):
+            raise DataError(f"{shown(path)}: the name is not UTF-8, so no list can name it; rename it.")
+    return found
 
 
 def _beside(media: Path, suffixes: Iterable[str]) -> Path | None:

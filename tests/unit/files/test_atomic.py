@@ -55,6 +55,15 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # as /dev/full would be, which root could replace by a file
+    for path in (tmp_path / "pipe", tmp_path, Path()):
+        with pytest.raises(WriteError, match="cannot be written \\(it is not a file\\)"):
+            write_file(path, "x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_files_of_safetensors_get_the_mode_that_the_umask_allows(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)

@@ -1,5 +1,6 @@
 """What people have, recognised by looking: every layout with its smallest example."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -131,6 +132,12 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     lay(tmp_path, out__secret_DOT_wav="", data__a_DOT_wav="")
     (tmp_path / "data" / "b.wav").symlink_to(tmp_path / "out" / "secret.wav")
     assert [recording.name for recording in find(tmp_path / "data").recordings] == ["a"]
+
+
+def test_a_name_that_no_list_can_hold_is_said(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.wav")).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"caf\\udce9\.wav: the name is not UTF-8"):
+        find(tmp_path)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
