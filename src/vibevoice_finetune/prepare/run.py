@@ -6,6 +6,7 @@
       clips/RECORDING/0000.flac         24 kHz, mono
       recordings/RECORDING.json         what became of each recording: what a second run does not do again
       prepare.yaml                      the settings, to be repeated with --config
+      source.txt                        what it was made of: no other source is mixed in
 
 Recordings are done in processes, each by itself (`prepare/job.py`); then all records together become rows.
 """
@@ -26,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from vibevoice_finetune.errors import ArgumentError, DataError, UserError, require
+from vibevoice_finetune.errors import ArgumentError, DataError, UserError, require, shown
 from vibevoice_finetune.files.atomic import check_writable, write_file
 from vibevoice_finetune.files.locks import locked
 from vibevoice_finetune.prepare.job import (
@@ -45,6 +46,7 @@ from vibevoice_finetune.prepare.sources import find, unpack
 
 TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected.jsonl"
 SETTINGS_FILE = "prepare.yaml"
+SOURCE_FILE = "source.txt"
 UNPACKED_FOLDER = "unpacked"
 NOT_SETTINGS = ("processes", "shard", "ray")
 """Flags that do not change what is written."""
@@ -138,6 +140,7 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
     ):
         raise ArgumentError(f"--output {request.output}: lies inside the source; choose a folder beside it.")
     with locked(request.output if request.shard[1] == 1 else _shard_place(request), "prepare"):
+        _check_same_source(request)
         source = _find(request)
         say(source.summary())
         for ignored in source.ignored[:5]:
@@ -158,6 +161,26 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
         split = make_rows(records, request.speaker or "speaker", request.validation_share, request.seed)
         _write(request, records, split)
         return Prepared(source, records, split, 0, len(before))
+
+
+def _check_same_source(request: PrepareRequest) -> None:
+    """A data set is made of one source; another's would take the place of its rows and clips.
+
+    Raises:
+        ArgumentError: the output holds the data set of another source, or one that was not made here.
+    """
+    mark = request.output / SOURCE_FILE
+    source = os.path.relpath(request.source.resolve(), request.output.resolve())  # both may be moved together
+    before = mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
+    if before is None and (request.output / TRAIN_FILE).exists():
+        raise ArgumentError(f"--output {shown(request.output)}: holds a {TRAIN_FILE} already; choose another folder.")
+    if before is not None and before != source:
+        raise ArgumentError(
+            f"--output {shown(request.output)}: holds the data set of {shown(before)}; choose another folder. If the "
+            f"source has only been moved, write its new place, {shown(source)}, into {SOURCE_FILE} there."
+        )
+    if before is None:
+        write_file(mark, source + "\n")
 
 
 def _shard_place(request: PrepareRequest) -> Path:

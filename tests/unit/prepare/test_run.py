@@ -191,6 +191,22 @@ def test_recordings_that_cannot_be_used_are_said_and_the_others_go_on(tmp_path: 
     assert all("good" in row["audio"] or "cut" in row["audio"] for row in rows(tmp_path / "out"))
 
 
+def test_a_data_set_of_another_source_or_by_hand_stays(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", np.zeros(100), RATE_HZ)
+    for _ in range(2):  # the same source again is no mistake
+        with pytest.raises(ArgumentError, match="1 recording has no text"):
+            do(tmp_path / "one", tmp_path / "out", JobSettings())
+    with pytest.raises(ArgumentError, match=r"out: holds the data set of \.\./one; choose another folder"):
+        do(tmp_path / "two", tmp_path / "out", JobSettings())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "train.jsonl").write_text("by hand")
+    with pytest.raises(ArgumentError, match=r"own: holds a train\.jsonl already"):
+        do(tmp_path / "one", tmp_path / "own", JobSettings())
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["train.jsonl"]
+
+
 def test_mistakes_are_said_before_the_work(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
