@@ -21,8 +21,8 @@ def command(source: Path, output: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the settings, which name the output."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "prepare.yaml")
+    """All files but those that name the output or lie relative to it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("prepare.yaml", "source.txt"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

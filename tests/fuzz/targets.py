@@ -23,7 +23,9 @@ from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.data.jsonl import BadRows, Columns, read_jsonl
 from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.files.headers import read_header
 from vibevoice_finetune.generation.scripts import read_scripts
+from vibevoice_finetune.latents.shards import Part
 from vibevoice_finetune.latents.store import Latents, LatentStore
 from vibevoice_finetune.training.run_checkpoints import MARKER, is_complete
 
@@ -193,7 +195,9 @@ def _shards(folder: Path) -> dict[str, Target]:
     with store.writer() as writer:
         for key, acoustic in right.items():
             writer.add(key, Latents(acoustic, np.ones((len(acoustic), 6), np.float32)))
-    (shard,) = store.shard_folder.glob("*.safetensors")
+    (shard,) = (
+        path for path in store.shard_folder.glob("*.safetensors") if read_header(path).metadata["part"] == "acoustic"
+    )
     whole = shard.read_bytes()
 
     def read(data: bytes) -> None:
@@ -201,7 +205,7 @@ def _shards(folder: Path) -> dict[str, Target]:
         try:
             damaged = LatentStore(place, "fingerprint", 4, 6)
             for key, acoustic in right.items():
-                if damaged.missing(np.array([key.encode()], dtype="S32"), np.array([True])).any():
+                if damaged.missing(np.array([key.encode()], dtype="S32"), Part.ACOUSTIC).any():
                     continue
                 assert np.array_equal(damaged.read(key).acoustic_FC, acoustic), "wrong numbers passed"
         finally:

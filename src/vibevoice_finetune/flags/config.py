@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from vibevoice_finetune.errors import ArgumentError
-from vibevoice_finetune.flags.declare import shown
+from vibevoice_finetune.errors import ArgumentError, shown
 
 MAX_BYTES = 100_000
 MAX_VALUES = 10_000

@@ -36,7 +36,9 @@ def rows(output: Path, name: str = "train.jsonl") -> list[dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """All files but the one that says where the source lies."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "source.txt")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def check_cuts(found: Record, truth: Sequence[Sentence]) -> None:
