@@ -19,7 +19,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, SAMPLING_RATE_HZ, AudioError, Floats, Intake, decode
+from vibevoice_finetune.audio.decode import BLOCK_SAMPLES, MAX_DURATION_SEC, SAMPLING_RATE_HZ, AudioError, Floats
+from vibevoice_finetune.audio.intake import Intake, decode
 from vibevoice_finetune.audio.span import Span, SpanError, check_stated_duration, parse_span, parse_stated_rate
 from vibevoice_finetune.audio.waveform import mean_square, normalize_rms, num_frames, pad_to_frames, write_audio
 from vibevoice_finetune.errors import shown
@@ -357,11 +358,10 @@ def _resample_array(source: AudioSource) -> Floats:
     if source.span is not None:
         start, end = source.span.samples(len(array_NC), source.sampling_rate_hz)
         array_NC = array_NC[start:end]
-    intake = Intake(source.sampling_rate_hz, source.label)
+    intake = Intake(source.sampling_rate_hz, source.label, MAX_DURATION_SEC)
     step = max(1, BLOCK_SAMPLES // array_NC.shape[1])
-    for start in range(0, len(array_NC), step):
-        intake.add(_to_full_scale(array_NC[start : start + step]))
-    return intake.samples()
+    parts = [intake.add(_to_full_scale(array_NC[at : at + step])) for at in range(0, len(array_NC), step)]
+    return np.concatenate([*parts, intake.finish()])
 
 
 def _to_full_scale(array_NC: NDArray[np.generic]) -> NDArray[np.floating]:

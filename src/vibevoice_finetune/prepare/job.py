@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ, AudioError
+from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ, AudioError, Floats
 from vibevoice_finetune.audio.source import write_audio
-from vibevoice_finetune.audio.stream import Floats, pieces, stream
+from vibevoice_finetune.audio.stream import pieces, stream
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.evaluation.recogniser import Recogniser, load_recogniser
 from vibevoice_finetune.evaluation.speaker_similarity import SpeakerEncoder
