@@ -1,4 +1,4 @@
-"""Where a model's files lie: a local folder, or the Hub's cache after a download.
+"""Where a model's files lie: a local folder, the Hub's cache after a download, or, for `small`, the package itself.
 
 Why: a name given on the command line may be either, and every way in which it can be wrong or a download can fail has
 to become one line that says what to do. In: what the user typed. Out: a folder.
@@ -15,12 +15,17 @@ from typing import Any
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+import vibevoice_finetune
 from vibevoice_finetune.errors import BaseModelError
 from vibevoice_finetune.files.names import near_miss
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)")
-_PUBLISHED = ("microsoft/VibeVoice-1.5B", "aoi-ot/VibeVoice-Large")
+SMALL = "small"
+"""The name of the model that comes with the package: 12 million parameters, 87 English words."""
+
+SMALL_FOLDER = Path(vibevoice_finetune.__file__).parent / "small_model"
+_PUBLISHED = ("microsoft/VibeVoice-1.5B", "aoi-ot/VibeVoice-Large", SMALL)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,10 @@ TEXT_TOKENIZER = Wanted(
 def locate(name_or_path: str, wanted: Wanted, cache_dir: Path | None) -> tuple[Path, Repository | None]:
     """Find the folder that a name stands for; of a repository, the wanted files are downloaded.
 
+    A folder of the user's own named `small` comes before the model of that name.
+
     Args:
-        name_or_path: a folder, or a repository of the Hub.
+        name_or_path: a folder, a repository of the Hub, or `small`.
         wanted: what is looked for.
         cache_dir: where downloads are kept; None for the Hub's own place.
 
@@ -86,6 +93,8 @@ def locate(name_or_path: str, wanted: Wanted, cache_dir: Path | None) -> tuple[P
             raise BaseModelError(
                 f"{name_or_path}: is a file; give the folder that it is in ({path.parent}), or a repository of the Hub"
             )
+    if name_or_path == SMALL:
+        return SMALL_FOLDER, None
     if not _REPO_ID.fullmatch(name_or_path):
         raise BaseModelError(
             f"{name_or_path}: no such folder{_hint(name_or_path)}; expected the folder of a {wanted.what}, or a "
@@ -170,7 +179,7 @@ def _hint(name: str) -> str:
     tidy = name.strip().strip("/").replace("\\", "/")
     found = near_miss(name)
     address = _HUB_ADDRESS.match(name)
-    published = [known for known in _PUBLISHED if tidy.casefold() in (known.casefold(), known.split("/")[1].casefold())]
+    published = [known for known in _PUBLISHED if tidy.casefold() in (known.casefold(), known.split("/")[-1].casefold())]
     meant = ""
     if found is not None:
         meant = str(found)

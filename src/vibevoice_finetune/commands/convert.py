@@ -17,7 +17,7 @@ class ExportFlags:
     """The model that is read and the one that is written."""
 
     model_name_or_path: str = flag(
-        help="VibeVoice model: a folder or a Hub id, in the original or the transformers layout.", is_path=True
+        help="VibeVoice model: a folder, a Hub id, or small (comes with the package).", is_path=True
     )
     output: str = flag(help="Folder to make; it must not exist.", is_path=True)
     dtype: Literal["bf16", "bfloat16", "float32"] | None = flag(

@@ -19,7 +19,7 @@ class EvaluateFlags:
     """The flags of `evaluate`."""
 
     model_name_or_path: str = flag(
-        help="Base model: a folder or a Hub id, in either layout.", group="model", is_path=True
+        help="Base model: a folder, a Hub id, or small (comes with the package).", group="model", is_path=True
     )
     adapter: list[str] = flag(
         [],

@@ -20,7 +20,7 @@ class GenerateFlags:
     """The flags of `generate`."""
 
     model_name_or_path: str = flag(
-        help="VibeVoice model: a folder or a Hub id, in either layout.", group="model", is_path=True
+        help="VibeVoice model: a folder, a Hub id, or small (comes with the package).", group="model", is_path=True
     )
     adapter: str | None = flag(
         None, help="Result of a fine-tune: OUT/lora, OUT/checkpoint-N or a Hub id.", group="model", is_path=True

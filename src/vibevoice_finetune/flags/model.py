@@ -17,7 +17,7 @@ class ModelArguments:
     """Which model is trained, and which of its parts."""
 
     model_name_or_path: str = flag(
-        help="VibeVoice model: a folder or a Hub id, in the original or the transformers layout.",
+        help="VibeVoice model: a folder, a Hub id, or small (comes with the package).",
         group="model",
         is_path=True,
     )
