@@ -179,7 +179,8 @@ def _hint(name: str) -> str:
     tidy = name.strip().strip("/").replace("\\", "/")
     found = near_miss(name)
     address = _HUB_ADDRESS.match(name)
-    published = [known for known in _PUBLISHED if tidy.casefold() in (known.casefold(), known.split("/")[-1].casefold())]
+    folded = tidy.casefold()
+    published = [known for known in _PUBLISHED if folded in (known.casefold(), known.split("/")[-1].casefold())]
     meant = ""
     if found is not None:
         meant = str(found)
