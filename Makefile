@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # pytest's processes; each keeps torch to one thread.
 WORKERS ?= 2
 
-.PHONY: help install demo test check long docs package clean
+.PHONY: help install demo browser test check long docs package clean
 
 help:
 	@echo "make install   the environment in $(VENV), at the versions of constraints.txt"
@@ -42,8 +42,14 @@ demo: $(INSTALLED)
 	rm -rf demo-output
 	$(BIN)/vibevoice-finetune demo --output_dir demo-output
 
+# For the tests of pages. The package of the system, not playwright's own download.
+browser:
+	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ]; then \
+		apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; \
+	else echo "error: the tests of pages need Chromium; on Debian run: apt-get install chromium" >&2; exit 1; fi
+
 test: export OMP_NUM_THREADS ?= 1
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(INSTALLED)
@@ -51,7 +57,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-long: $(INSTALLED)
+long: $(INSTALLED) browser
 	$(BIN)/python -m pytest -m slow
 
 docs: $(INSTALLED)
