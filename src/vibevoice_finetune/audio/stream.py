@@ -5,6 +5,7 @@ at 24 kHz.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,22 +41,88 @@ def pieces(blocks: Iterator[Floats], spans_sec: Sequence[tuple[float, float]]) -
     Yields:
         The number of a span and its samples (N,), in the order in which they are complete.
     """
-    spans = sorted(
-        (round(start * SAMPLING_RATE_HZ), round(end * SAMPLING_RATE_HZ), number)
-        for number, (start, end) in enumerate(spans_sec)
-    )
-    kept = np.zeros(0, dtype=np.float32)
-    at = 0  # where `kept` begins
+    wanted = _Spans(spans_sec, SAMPLING_RATE_HZ)
     for block in blocks:
-        kept = np.concatenate([kept, block])
-        until = at + len(kept)
-        done = [span for span in spans if span[1] <= until]
-        for start, end, number in sorted(done, key=lambda span: (span[1], span[2])):
-            yield number, kept[start - at : end - at].copy()
-        spans = [span for span in spans if span[1] > until]
-        if not spans:
+        yield from wanted.add(block)
+        if wanted.all_are_found:
             return
-        keep_from = min(max(spans[0][0], at), until)
-        kept, at = kept[keep_from - at :], keep_from
-    for start, end, number in spans:  # rounding may take the last span a few samples beyond the end
-        yield number, kept[max(start - at, 0) : end - at].copy()
+    yield from wanted.rest()
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A span of a recording.
+
+    Attributes:
+        number: of the span.
+        samples: (N,), mono, 24 kHz.
+        original: (N,) or (N, C), as the file has it.
+        rate_hz: of `original`.
+    """
+
+    number: int
+    samples: Floats
+    original: Floats
+    rate_hz: int
+
+
+def cut_out(path: Path, spans_sec: Sequence[tuple[float, float]]) -> Iterator[Piece]:
+    """Take spans out of a recording, also as the file has them: what is clipped cannot be told after conversion.
+
+    Raises:
+        AudioError: as `stream` does.
+    """
+    intake: Intake | None = None
+    mono, own = _Spans(spans_sec, SAMPLING_RATE_HZ), _Spans(spans_sec, SAMPLING_RATE_HZ)
+    converted: dict[int, Floats] = {}
+    originals: dict[int, Floats] = {}
+
+    def complete(rate_hz: int) -> Iterator[Piece]:
+        for number in [number for number in converted if number in originals]:
+            yield Piece(number, converted.pop(number), originals.pop(number), rate_hz)
+
+    rate_hz = SAMPLING_RATE_HZ
+    for rate_hz, block_NC in decode_blocks(path, shown(path), max_sec=MAX_RECORDING_SEC):
+        if intake is None:
+            intake, own = Intake(rate_hz, shown(path), MAX_RECORDING_SEC), _Spans(spans_sec, rate_hz)
+        converted |= mono.add(intake.add(block_NC))
+        originals |= own.add(block_NC if block_NC.shape[1] > 1 else block_NC[:, 0])
+        yield from complete(rate_hz)
+        if mono.all_are_found and own.all_are_found:
+            return
+    if intake is not None:
+        converted |= mono.add(intake.finish())
+    converted |= mono.rest()
+    originals |= own.rest()
+    yield from complete(rate_hz)
+
+
+class _Spans:
+    """Collects spans from blocks (N,) or (N, C)."""
+
+    def __init__(self, spans_sec: Sequence[tuple[float, float]], rate_hz: int) -> None:
+        self._spans = sorted(
+            (round(start * rate_hz), round(end * rate_hz), number) for number, (start, end) in enumerate(spans_sec)
+        )
+        self._kept: list[Floats] = []
+        self._at = 0  # where `_kept` begins
+
+    @property
+    def all_are_found(self) -> bool:
+        return not self._spans
+
+    def add(self, block: Floats) -> list[tuple[int, Floats]]:
+        """Take a block, which is copied; the spans that it completes, the first to end first."""
+        kept = np.concatenate([*self._kept, block])
+        until = self._at + len(kept)
+        done = sorted((span for span in self._spans if span[1] <= until), key=lambda span: (span[1], span[2]))
+        found = [(number, kept[start - self._at : end - self._at].copy()) for start, end, number in done]
+        self._spans = [span for span in self._spans if span[1] > until]
+        keep_from = min(max(self._spans[0][0], self._at), until) if self._spans else until
+        self._kept, self._at = [kept[keep_from - self._at :].copy()], keep_from
+        return found
+
+    def rest(self) -> list[tuple[int, Floats]]:
+        """Spans that reach behind the end: rounding may take the last one a few samples beyond it."""
+        kept = self._kept[0] if self._kept else np.zeros(0, dtype=np.float32)
+        return [(number, kept[max(start - self._at, 0) : end - self._at].copy()) for start, end, number in self._spans]

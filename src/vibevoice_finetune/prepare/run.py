@@ -42,7 +42,7 @@ from vibevoice_finetune.prepare.job import (
 )
 from vibevoice_finetune.prepare.recordings import Recording, Source
 from vibevoice_finetune.prepare.rows import Split, make_rows
-from vibevoice_finetune.prepare.sources import find, unpack
+from vibevoice_finetune.prepare.sources.find import find, unpack
 
 TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected.jsonl"
 SETTINGS_FILE = "prepare.yaml"
