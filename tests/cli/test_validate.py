@@ -43,7 +43,7 @@ def test_errors_are_code_1_and_can_be_fixed(data: Path, tmp_path: Path, capsys: 
     assert main(["validate", str(data / "wrong.jsonl"), "--fix", str(fixed)]) == 1
     out = capsys.readouterr().out
     assert "error: speaker-tag, 1 row" in out
-    assert "5 rows as they were, 1 corrected, 0 left out" in out
+    assert "5 rows as before, 1 corrected, 0 left out" in out
     assert main(["validate", str(fixed), "--deep"]) == 0
 
 

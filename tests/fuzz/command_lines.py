@@ -18,7 +18,9 @@ from vibevoice_finetune.commands.estimate import EstimateFlags
 from vibevoice_finetune.commands.generate import GenerateFlags
 from vibevoice_finetune.commands.inspect import InspectFlags
 from vibevoice_finetune.commands.merge import MergeFlags
+from vibevoice_finetune.commands.prepare import PrepareFlags
 from vibevoice_finetune.commands.table import main
+from vibevoice_finetune.commands.validate import ValidateFlags
 from vibevoice_finetune.flags.names import GONE_FLAGS, OTHER_WORDS
 
 LOOP = (ModelArguments, DataArguments, FinetuneArguments)
@@ -31,7 +33,12 @@ KINDS: dict[str, tuple[type, ...]] = {
     "convert": (ConvertFlags,),
     "inspect": (InspectFlags,),
     "demo": (DemoFlags,),
+    "prepare": (PrepareFlags,),
+    "validate": (ValidateFlags,),
 }
+ALWAYS_REQUIRED = ("demo", "prepare")
+"""Commands that could begin to work for long if a stranger's word took the place of what they require."""
+
 NUMBERS = (
     "-1",
     "0",
@@ -61,14 +68,14 @@ MISSING = "there/is/no such model"
 def command_line(rng: random.Random) -> list[str]:
     """A command with what it requires, most of the time, and one to six flags with values of any kind."""
     command = rng.choice([*KINDS, "train", "train", "train"])
-    words = list(_required(command)) if command == "demo" or rng.random() < 0.9 else []
+    words = list(_required(command)) if command in ALWAYS_REQUIRED or rng.random() < 0.9 else []
     known = {
         f.name: (f, hint) for kind in KINDS[command] for f in fields(kind) for hint in [get_type_hints(kind)[f.name]]
     }
     for _ in range(rng.randint(1, 6)):
         name = rng.choice(list(known)) if rng.random() < 0.92 else rng.choice([*OTHER_WORDS, *GONE_FLAGS, "x", ""])
-        if command == "demo" and name == "output_dir":
-            continue  # in an empty one it would train
+        if (command, name) in (("demo", "output_dir"), ("prepare", "source")):
+            continue  # in an empty folder, the one would train; the other would look through the whole disk
         if rng.random() < 0.1:
             name = name.replace("_", "-")
         choices = _choices(known[name][1]) if name in known else ()
@@ -113,6 +120,8 @@ def _required(command: str) -> Sequence[str]:
         "merge": (*model, "--adapter", "no/adapter", "--output", "merged"),
         "convert": (*model, "--output", "converted", "--layout", "native"),
         "inspect": (MISSING,),
+        "prepare": (MISSING, "--output", "prepared"),
+        "validate": ("rows.jsonl",),
     }[command]
 
 

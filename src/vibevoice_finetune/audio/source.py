@@ -360,11 +360,11 @@ def _resample_array(source: AudioSource) -> Floats:
         array_NC = array_NC[start:end]
     intake = Intake(source.sampling_rate_hz, source.label, MAX_DURATION_SEC)
     step = max(1, BLOCK_SAMPLES // array_NC.shape[1])
-    parts = [intake.add(_to_full_scale(array_NC[at : at + step])) for at in range(0, len(array_NC), step)]
+    parts = [intake.add(to_full_scale(array_NC[at : at + step])) for at in range(0, len(array_NC), step)]
     return np.concatenate([*parts, intake.finish()])
 
 
-def _to_full_scale(array_NC: NDArray[np.generic]) -> NDArray[np.floating]:
+def to_full_scale(array_NC: NDArray[np.generic]) -> NDArray[np.floating]:
     """Integers become floats within ±1; unsigned bytes have their zero at 128, as in WAV."""
     if array_NC.dtype.kind == "f":
         return array_NC.astype(np.float64)  # float128 and float16 too; what overflows float32 is refused as a peak

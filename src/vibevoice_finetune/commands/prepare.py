@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vibevoice_finetune.commands.parser import parse_flags
-from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.errors import ArgumentError, shown
 from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_ONE, Range, flag
 from vibevoice_finetune.flags.loop import LARGEST_SEED
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "Make a data set for train from recordings, with or without text."
 Format = Literal[
-    "auto", "recordings", "clips", "subtitles", "ljspeech", "vctk", "commonvoice", "table", "gptsovits", "f5"
+    "auto", "recordings", "clips", "subtitles", "ljspeech", "vctk", "commonvoice", "table", "gptsovits", "f5", "dataset"
 ]
 
 
@@ -23,7 +23,9 @@ class PrepareFlags:
     """The flags of `prepare`."""
 
     source: str = flag(
-        help="A folder, a table (csv, tsv, list), a zip, or one audio or video file.", is_path=True, positional=True
+        help="A folder, a table (csv, tsv, list), a zip, an audio or video file, or a Hugging Face data set.",
+        is_path=True,
+        positional=True,
     )
     output: str = flag(help="Folder to write into; run again, it does only what is missing.", is_path=True, group="run")
     processes: int | None = flag(
@@ -41,14 +43,18 @@ class PrepareFlags:
     )
 
     format: Format = flag("auto", help="Of the source; auto looks and says what it found.", group="source")
+    dataset_config_name: str | None = flag(
+        None, help="Configuration of a Hugging Face data set.", group="source", shown_default="its only one"
+    )
+    train_split_name: str = flag("train", help="Split of a Hugging Face data set that is taken.", group="source")
     audio_column_name: str | None = flag(
-        None, help="Column of a table with the audio files.", group="source", shown_default="by its usual names"
+        None, help="Column with the audio files.", group="source", shown_default="by its usual names"
     )
     text_column_name: str | None = flag(
-        None, help="Column of a table with the texts.", group="source", shown_default="by its usual names"
+        None, help="Column with the texts.", group="source", shown_default="by its usual names"
     )
     speaker_column_name: str | None = flag(
-        None, help="Column of a table with the speakers.", group="source", shown_default="by its usual names"
+        None, help="Column with the speakers.", group="source", shown_default="by its usual names"
     )
     speaker: str = flag("speaker", help="Who speaks, where the source does not say.", group="source")
     num_speakers: int = flag(
@@ -85,6 +91,13 @@ class PrepareFlags:
         0.3, help="Share of letters that may differ between a text and what is heard.", range=SHARE, group="text"
     )
 
+    reject: str | None = flag(
+        None,
+        help="Warnings of validate that leave a clip out, such as noise,music,clipped; other clips keep them.",
+        is_list=True,
+        group="rows",
+        shown_default="none",
+    )
     validation_share: float = flag(
         0.05, help="Share of the audio held out for validation.", range=SHARE_BELOW_ONE, group="rows"
     )
@@ -146,6 +159,8 @@ def request_of(flags: PrepareFlags) -> "PrepareRequest":
         source=Path(flags.source),
         output=Path(flags.output),
         form=flags.format,
+        dataset_config=flags.dataset_config_name,
+        split=flags.train_split_name,
         columns={kind: name for kind, name in columns.items() if name is not None},
         speaker=flags.speaker,
         job=JobSettings(
@@ -160,12 +175,23 @@ def request_of(flags: PrepareFlags) -> "PrepareRequest":
             max_text_error=flags.max_text_error,
             offset_sec=flags.text_offset_sec,
         ),
+        reject=_kinds(flags.reject),
         validation_share=flags.validation_share,
         seed=flags.seed,
         processes=flags.processes,
         shard=_shard(flags.shard),
         use_ray=flags.ray,
     )
+
+
+def _kinds(text: str | None) -> tuple[str, ...]:
+    from vibevoice_finetune.prepare.quality import REJECTABLE
+
+    kinds = tuple(kind.strip() for kind in (text or "").split(",") if kind.strip())
+    for kind in kinds:
+        if kind not in REJECTABLE:
+            raise ArgumentError(f"--reject {shown(kind)}: is not a warning; there are {', '.join(REJECTABLE)}.")
+    return kinds
 
 
 def _shard(text: str | None) -> tuple[int, int]:

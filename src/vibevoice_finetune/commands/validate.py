@@ -74,7 +74,7 @@ def validate(words: list[str]) -> None:
     flags = parse_flags(ValidateFlags, "validate", words, SUMMARY)
     from vibevoice_finetune.data.rows import Columns
     from vibevoice_finetune.files.atomic import check_writable
-    from vibevoice_finetune.validation.findings import Severity
+    from vibevoice_finetune.validation.findings import Severity, counted
     from vibevoice_finetune.validation.fix import check_targets, write_fixed
     from vibevoice_finetune.validation.lines import report_lines
     from vibevoice_finetune.validation.report import write_page
@@ -86,7 +86,7 @@ def validate(words: list[str]) -> None:
     if flags.report is not None:
         if Path(flags.report).suffix.lower() not in (".html", ".htm"):
             raise ArgumentError(f"--report {shown(flags.report)}: is a web page; name a file that ends in .html.")
-        check_writable(Path(flags.report).parent, "--report")
+        check_writable(Path(flags.report).parent, "--report", Path(flags.report))
     columns = Columns(
         flags.text_column_name, flags.audio_column_name, flags.voice_prompts_column_name, flags.speaker_column_name
     )
@@ -102,8 +102,8 @@ def validate(words: list[str]) -> None:
     if flags.fix is not None and flags.train_jsonl is not None:
         fixed = write_fixed(Path(flags.train_jsonl), Path(flags.fix), columns, found.findings)
         print(  # noqa: T201
-            f"fixed: {flags.fix}: {fixed.kept:,} rows as they were, {fixed.corrected:,} corrected, {fixed.left_out:,} "
-            f"left out; line by line in {fixed.changes}"
+            f"fixed: {flags.fix}: {counted(fixed.kept, 'row')} as before, {fixed.corrected:,} corrected, "
+            f"{fixed.left_out:,} left out; line by line in {fixed.changes}"
         )
     if found.count(Severity.ERROR):
         raise SystemExit(EXIT_ERRORS_FOUND)

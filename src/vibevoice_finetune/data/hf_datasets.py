@@ -90,7 +90,7 @@ def _advice(name: str, error: BaseException) -> str:
         return "expected a folder written by save_to_disk, or parquet; a JSONL is given as --train_jsonl"
     return (
         f'check the name and the connection, or run "hf download --repo-type dataset {shown(name)} --local-dir FOLDER" '
-        "on a machine that is online and give FOLDER as --dataset_name"
+        "on a machine that is online and give FOLDER in its place"
     )
 
 

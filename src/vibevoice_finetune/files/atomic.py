@@ -166,7 +166,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def check_writable(folder: Path, flag: str) -> None:
+def check_writable(folder: Path, flag: str, name: Path | None = None) -> None:
     """Write and delete a small file in a folder, or in the nearest folder above it that exists; nothing is left.
 
     Call it before any long work whose result goes there.
@@ -174,12 +174,13 @@ def check_writable(folder: Path, flag: str) -> None:
     Args:
         folder: need not exist yet.
         flag: what to call it in the message, such as "--output_dir".
+        name: the file in it that the message names; default: the folder.
 
     Raises:
         WriteError: nothing can be written there.
     """
     advice = f"choose another place with {flag}"
-    with explaining_write_errors(folder, advice):
+    with explaining_write_errors(name or folder, advice):
         existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file", str(folder))

@@ -16,12 +16,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ, AudioError, Floats
 from vibevoice_finetune.audio.source import write_audio
-from vibevoice_finetune.audio.stream import pieces, stream
-from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.audio.stream import cut_out, stream
+from vibevoice_finetune.errors import UserError, shown
 from vibevoice_finetune.evaluation.recogniser import Recogniser, load_recogniser
 from vibevoice_finetune.evaluation.speaker_similarity import SpeakerEncoder
 from vibevoice_finetune.files.atomic import write_json
@@ -30,10 +28,11 @@ from vibevoice_finetune.prepare.align import align, letter_error
 from vibevoice_finetune.prepare.cut import Cut, CutSettings, Speech, cut, with_edges
 from vibevoice_finetune.prepare.loudness import level
 from vibevoice_finetune.prepare.passages import cut_by_passages, offset_of
-from vibevoice_finetune.prepare.recordings import Clip, Recording
+from vibevoice_finetune.prepare.quality import check_piece, check_text, with_findings
+from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record, Recording, Turn
 from vibevoice_finetune.prepare.speakers import name_speakers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CLIPS_FOLDER = "clips"
 RECORDS_FOLDER = "recordings"
 """Under it lies a record for each recording."""
@@ -67,54 +66,6 @@ class JobSettings:
     max_dialogue_sec: float = 60.0
     max_text_error: float = 0.3
     offset_sec: float = 0.0
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One clip within a dialogue."""
-
-    speaker: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """Neighbouring clips of two to four speakers as one piece of the recording.
-
-    Attributes:
-        audio: relative to the output folder.
-        start_sec: in the recording.
-        end_sec: in the recording.
-        turns: who says what.
-    """
-
-    audio: str
-    start_sec: float
-    end_sec: float
-    turns: tuple[Turn, ...]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of a recording.
-
-    Attributes:
-        digest: of all that it depends on.
-        recording: its name.
-        group: of the recording.
-        duration_sec: of the recording.
-        clips: used and rejected, in order.
-        dialogues: rows of several speakers.
-        failed: why nothing of it can be used.
-    """
-
-    digest: str
-    recording: str
-    group: str
-    duration_sec: float
-    clips: tuple[Clip, ...] = ()
-    dialogues: tuple[Dialogue, ...] = ()
-    failed: str | None = None
 
 
 def record_path(output: Path, recording: Recording) -> Path:
@@ -175,7 +126,8 @@ def process(recording: Recording, settings: JobSettings, output: Path) -> Record
     try:
         record = _Job(recording, settings, output).run(digest)
     except AudioError as error:
-        record = Record(digest, recording.name, recording.group, 0.0, failed=str(error))
+        said = str(error).removeprefix(shown(recording.path)).lstrip(": ").removeprefix("is ")
+        record = Record(digest, recording.name, recording.group, 0.0, failed=said)
     write_json(record_path(output, recording), asdict(record))
     return record
 
@@ -231,7 +183,7 @@ class _Job:
             late_sec = offset_of(passages, speech, activity.duration_sec)
             if late_sec is not None:
                 raise AudioError(
-                    f"{recording.path}: the times of its text are {abs(late_sec):.1f} s too "
+                    f"{shown(recording.path)}: the times of its text are {abs(late_sec):.1f} s too "
                     f"{'late' if late_sec > 0 else 'early'} for the speech; if so, add "
                     f"--text_offset_sec {shift - late_sec:+.1f}.",
                     "text at the wrong time",
@@ -278,15 +230,18 @@ class _Job:
         folder = f"{CLIPS_FOLDER}/{self.recording.name}"
         if used:
             (self.output / folder).mkdir(parents=True, exist_ok=True)
-        for piece, samples in pieces(self.blocks(), [*spans, *joined]):
-            is_clip = piece < len(spans)
-            name = f"{folder}/{used[piece]:04d}.flac" if is_clip else f"{folder}/dialogue{piece - len(spans):04d}.flac"
-            if not np.any(samples):
+        for piece in cut_out(self.recording.path, [*spans, *joined]):
+            if piece.number >= len(spans):
+                name = f"{folder}/dialogue{piece.number - len(spans):04d}.flac"
+                write_audio(self.output / name, level(piece.samples), SAMPLING_RATE_HZ)
                 continue
-            levelled = level(samples)
-            write_audio(self.output / name, levelled, SAMPLING_RATE_HZ)
-            if is_clip:
-                number = used[piece]
+            number = used[piece.number]
+            figures, findings = check_piece(piece)
+            clips[number] = with_findings(clips[number], findings, figures)
+            if clips[number].rejected is None:
+                name = f"{folder}/{number:04d}.flac"
+                levelled = level(piece.samples)
+                write_audio(self.output / name, levelled, SAMPLING_RATE_HZ)
                 clips[number] = replace(clips[number], audio=name)
                 heard[number] = self.hear(levelled)
         return clips, heard
@@ -328,10 +283,11 @@ class _Job:
         if not text:
             said = f"; heard: {heard!r}" if heard else ""
             return replace(clip, text="", rejected=f"no text for it{said}")
-        if not from_source or heard is None:
-            return replace(clip, text=text)
+        clip = with_findings(replace(clip, text=text), check_text(text))
+        if clip.rejected or not from_source or heard is None:
+            return clip
         error = round(letter_error(heard, text), 4)
-        clip = replace(clip, text=text, figures=clip.figures | {"character_error": error})
+        clip = replace(clip, figures=clip.figures | {"character_error": error})
         if error > self.settings.max_text_error:
             return replace(clip, rejected=f"the text differs from what is heard ({error:.0%}): heard {heard!r}")
         return clip

@@ -107,6 +107,7 @@ class Clip:
         speaker: who says it, if known.
         rejected: why it is not used; None if it is.
         figures: what was measured, by name, such as "character_error".
+        warnings: what `validate` warns of: its kinds, such as "noise", and what was found of each.
     """
 
     recording: str
@@ -119,8 +120,57 @@ class Clip:
     speaker: str | None = None
     rejected: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     @property
     def duration_sec(self) -> float:
         """Length of the clip."""
         return self.end_sec - self.start_sec
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One clip within a dialogue."""
+
+    speaker: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Neighbouring clips of two to four speakers as one piece of the recording.
+
+    Attributes:
+        audio: relative to the output folder.
+        start_sec: in the recording.
+        end_sec: in the recording.
+        turns: who says what.
+    """
+
+    audio: str
+    start_sec: float
+    end_sec: float
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a recording.
+
+    Attributes:
+        digest: of all that it depends on.
+        recording: its name.
+        group: of the recording.
+        duration_sec: of the recording.
+        clips: used and rejected, in order.
+        dialogues: rows of several speakers.
+        failed: why nothing of it can be used.
+    """
+
+    digest: str
+    recording: str
+    group: str
+    duration_sec: float
+    clips: tuple[Clip, ...] = ()
+    dialogues: tuple[Dialogue, ...] = ()
+    failed: str | None = None

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vibevoice_finetune.prepare.job import Dialogue, Record
-from vibevoice_finetune.prepare.recordings import Clip
+from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record
 
 PROMPT_SEC = (3.0, 15.0)
 """Lengths that make good voice prompts; the one nearest is taken where none is that long."""

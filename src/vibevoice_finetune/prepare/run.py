@@ -3,6 +3,7 @@
     DIR/
       train.jsonl  validation.jsonl     the rows
       rejected.jsonl                    what is not used, and why
+      report.html                       all of it to look at and to listen to
       clips/RECORDING/0000.flac         24 kHz, mono
       recordings/RECORDING.json         what became of each recording: what a second run does not do again
       prepare.yaml                      the settings, to be repeated with --config
@@ -34,17 +35,21 @@ from vibevoice_finetune.prepare.job import (
     CLIPS_FOLDER,
     RECORDS_FOLDER,
     JobSettings,
-    Record,
     digest_of,
     process,
     read_record,
     record_path,
 )
-from vibevoice_finetune.prepare.recordings import Recording, Source
+from vibevoice_finetune.prepare.quality import compare_clips, leave_out
+from vibevoice_finetune.prepare.recordings import Record, Recording, Source
+from vibevoice_finetune.prepare.report import write_page
+from vibevoice_finetune.prepare.result import Prepared, reasons
 from vibevoice_finetune.prepare.rows import Split, make_rows
 from vibevoice_finetune.prepare.sources.find import find, unpack
+from vibevoice_finetune.prepare.sources.hub import is_saved_dataset, read_dataset
 
 TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected.jsonl"
+REPORT_FILE = "report.html"
 SETTINGS_FILE = "prepare.yaml"
 SOURCE_FILE = "source.txt"
 UNPACKED_FOLDER = "unpacked"
@@ -64,11 +69,14 @@ class PrepareRequest:
         output: the folder to write into.
         form: the format of the source; "auto" looks.
         columns: names of the columns of a table, by "audio", "text" and "speaker".
+        dataset_config: of a Hugging Face data set.
+        split: of it.
         speaker: who speaks where the source does not say.
         job: settings of each recording.
         validation_share: of the audio that is held out for validation.
         seed: of the choice of what is held out, and of voice prompts.
         processes: that work at the same time; None: as many as there are cores.
+        reject: kinds of warnings, as of `validate`, that leave a clip out.
         shard: this job's number and how many there are, for job arrays; (0, 1) is the only one.
         use_ray: whether Ray spreads the recordings over its workers.
     """
@@ -77,48 +85,16 @@ class PrepareRequest:
     output: Path
     form: str = "auto"
     columns: dict[str, str] = field(default_factory=dict)
+    dataset_config: str | None = None
+    split: str = "train"
     speaker: str | None = None
     job: JobSettings = field(default_factory=JobSettings)
     validation_share: float = 0.05
     seed: int = 42
     processes: int | None = None
+    reject: tuple[str, ...] = ()
     shard: tuple[int, int] = (0, 1)
     use_ray: bool = False
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What came of it.
-
-    Attributes:
-        source: what was found.
-        records: of the recordings, in their order; of other shards too, if they are done.
-        split: the rows; None while other shards are not done.
-        missing: recordings that other shards have still to do.
-        reused: recordings that an earlier run had done.
-    """
-
-    source: Source
-    records: tuple[Record, ...]
-    split: Split | None
-    missing: int
-    reused: int
-
-    def lines(self) -> Iterator[str]:
-        """What to tell the user."""
-        audio = sum(record.duration_sec for record in self.records)
-        kept = sum(clip.duration_sec for r in self.records for clip in r.clips if clip.rejected is None)
-        again = f", {self.reused:,} of them done before" if self.reused else ""
-        yield f"recordings: {len(self.records):,} ({_duration(audio)}){again}"
-        if self.split is None:
-            yield f"{self.missing:,} recordings are still to be done by other shards; the last one writes the rows"
-            return
-        rows, held_out = len(self.split.training), len(self.split.validation)
-        yield f"clips: {_duration(kept)} kept; rows: {rows:,} for training, {held_out:,} for validation"
-        for speaker, (train_sec, validation_sec) in self.split.seconds.items():
-            yield f"  {speaker}: {_duration(train_sec)} for training, {_duration(validation_sec)} for validation"
-        for reason, count in _reasons(self.split.rejected):
-            yield f"  not used: {count:,} × {reason}"
 
 
 def prepare(request: PrepareRequest, progress: Progress | None = None, say: Callable[[str], None] = print) -> Prepared:
@@ -134,10 +110,9 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
         UserError: the output cannot be written, another run is writing there, or a package is missing.
     """
     check_writable(request.output, "--output")
-    if (
-        request.source.resolve() in (request.output.resolve(), *request.output.resolve().parents)
-        and request.source.is_dir()
-    ):
+    require("prepare", "jinja2")  # for the report, which comes after hours
+    output = Path(os.path.realpath(request.output))
+    if request.source.is_dir() and output.is_relative_to(os.path.realpath(request.source)):
         raise ArgumentError(f"--output {request.output}: lies inside the source; choose a folder beside it.")
     with locked(request.output if request.shard[1] == 1 else _shard_place(request), "prepare"):
         _check_same_source(request)
@@ -158,9 +133,12 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
         missing = len(source.recordings) - len(records)
         if missing:
             return Prepared(source, records, None, missing, len(before))
+        records = tuple(leave_out(compare_clips(records), request.reject))
         split = make_rows(records, request.speaker or "speaker", request.validation_share, request.seed)
-        _write(request, records, split)
-        return Prepared(source, records, split, 0, len(before))
+        result = Prepared(source, records, split, 0, len(before))
+        write_page(request.output / REPORT_FILE, result, Path(os.path.realpath(request.source)).name, request.output)
+        _write_rows(request, records, split)
+        return result
 
 
 def _check_same_source(request: PrepareRequest) -> None:
@@ -170,7 +148,10 @@ def _check_same_source(request: PrepareRequest) -> None:
         ArgumentError: the output holds the data set of another source, or one that was not made here.
     """
     mark = request.output / SOURCE_FILE
-    source = os.path.relpath(request.source.resolve(), request.output.resolve())  # both may be moved together
+    # Both may be moved together. A data set on the Hub lies nowhere here.
+    here = request.source.exists()
+    source = os.path.relpath(os.path.realpath(request.source), os.path.realpath(request.output))
+    source = source if here else str(request.source)
     before = mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
     if before is None and (request.output / TRAIN_FILE).exists():
         raise ArgumentError(f"--output {shown(request.output)}: holds a {TRAIN_FILE} already; choose another folder.")
@@ -188,15 +169,12 @@ def _shard_place(request: PrepareRequest) -> Path:
 
 
 def _find(request: PrepareRequest) -> Source:
+    folder = request.output / UNPACKED_FOLDER
+    if request.form == "dataset" or (request.form == "auto" and is_saved_dataset(request.source)):
+        return read_dataset(str(request.source), request.dataset_config, request.split, request.columns, folder)
     place = request.source
     if place.is_file() and place.suffix.lower() == ".zip":
-        folder = request.output / UNPACKED_FOLDER
-        if not folder.is_dir():
-            shutil.rmtree(folder, ignore_errors=True)
-            place = unpack(place, folder)
-        else:
-            inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-            place = inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+        place = unpack(place, folder)
     return find(place, request.form, request.columns)
 
 
@@ -289,20 +267,17 @@ def _by_ray(work: Callable[[Recording], Record], recordings: Sequence[Recording]
         yield from ray.get(finished)
 
 
-def _write(request: PrepareRequest, records: Sequence[Record], split: Split) -> None:
+def _write_rows(request: PrepareRequest, records: Sequence[Record], split: Split) -> None:
     """Write the rows; clips and records of recordings that are gone from the source are deleted."""
     output = request.output
+    write_file(output / REJECTED_FILE, _lines(split.rejected))
     if not split.training:
-        failed = [record.failed for record in records if record.failed is not None]
-        counts = [f"{count:,} × {reason}" for reason, count in _reasons(split.rejected)[:3]]
-        reasons = failed[0].rstrip(".") if len(records) == 1 and failed else ", ".join(counts)
-        write_file(output / REJECTED_FILE, _lines(split.rejected))
-        raise DataError(f"nothing can be used: {reasons}; {output / REJECTED_FILE} lists every piece.")
-    for name, rows in (
-        (TRAIN_FILE, split.training),
-        (VALIDATION_FILE, split.validation),
-        (REJECTED_FILE, split.rejected),
-    ):
+        failed = [record for record in records if record.failed is not None]
+        why = ", ".join(f"{count:,} × {reason}" for reason, count in reasons(split.rejected)[:3])
+        if len(records) == 1 and failed:
+            why = f"{failed[0].recording}: {str(failed[0].failed).rstrip('.')}"
+        raise DataError(f"nothing can be used: {why}; {output / REJECTED_FILE} lists every piece.")
+    for name, rows in ((TRAIN_FILE, split.training), (VALIDATION_FILE, split.validation)):
         write_file(output / name, _lines(rows))
     keep = {record.recording for record in records}
     for path in sorted((output / RECORDS_FOLDER).rglob("*.json")):
@@ -314,28 +289,6 @@ def _write(request: PrepareRequest, records: Sequence[Record], split: Split) -> 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _reasons(rejected: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Reasons without their numbers and texts, the most frequent first."""
-    counts: dict[str, int] = {}
-    for row in rejected:
-        kind = str(row["reason"]).split(":")[0].split(" (")[0]
-        kind = " ".join(word for word in kind.split() if not word[:1].isdigit()) if "at least" in kind else kind
-        counts[kind] = counts.get(kind, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])
-
-
-def _duration(seconds: float) -> str:
-    """A length as a person says it.
-
-    >>> _duration(75), _duration(7_260)
-    ('1 min 15 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds) // 60
-    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def write_settings(output: Path, values: Mapping[str, Any]) -> None:

@@ -129,3 +129,12 @@ def by_kind(findings: Iterable[Finding]) -> dict[Kind, list[Finding]]:
     for finding in sorted(findings, key=lambda finding: _ORDER[finding.kind]):
         groups.setdefault(KINDS[finding.kind], []).append(finding)
     return {kind: sorted(group, key=lambda finding: -finding.weight) for kind, group in groups.items()}
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "clip"), counted(1_000, "clip")
+    ('1 clip', '1,000 clips')
+    """
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from vibevoice_finetune.validation.findings import Severity, by_kind
+from vibevoice_finetune.validation.findings import Severity, by_kind, counted
 from vibevoice_finetune.validation.statistics import HISTOGRAM_EDGES_SEC, Statistics
 from vibevoice_finetune.validation.validate import Validation
 
@@ -19,7 +19,7 @@ def report_lines(validation: Validation, max_shown: int, *, deep: bool) -> Itera
         deep: whether audio was decoded.
     """
     for kind, group in by_kind(validation.findings).items():
-        yield f"{kind.severity}: {kind.name}, {_rows(len(group))}: {kind.title}. What to do: {kind.advice}."
+        yield f"{kind.severity}: {kind.name}, {counted(len(group), 'row')}: {kind.title}. What to do: {kind.advice}."
         shown = group if max_shown == 0 else group[:max_shown]
         yield from (f"  {finding.where}: {finding.found}" for finding in shown)
         if len(shown) < len(group):
@@ -30,7 +30,7 @@ def report_lines(validation: Validation, max_shown: int, *, deep: bool) -> Itera
         yield from _statistics("validation", validation.validation)
     errors, warnings = validation.count(Severity.ERROR), validation.count(Severity.WARNING)
     looked = "" if deep else " Audio was not decoded; --deep looks into it."
-    yield f"{_rows(validation.num_rows)}: {_times(errors, 'error')}, {_times(warnings, 'warning')}.{looked}"
+    yield f"{counted(validation.num_rows, 'row')}: {counted(errors, 'error')}, {counted(warnings, 'warning')}.{looked}"
 
 
 def histogram(statistics: Statistics) -> list[tuple[str, int]]:
@@ -49,10 +49,10 @@ def _statistics(name: str, found: Statistics) -> Iterator[str]:
         yield f"{name}: no usable clip"
         return
     lengths = f"{found.shortest_sec:.1f} to {found.longest_sec:.1f} s, median {found.median_sec:.1f} s"
-    yield f"{name}: {_times(found.clips, 'clip')}, {_duration(found.hours)}; {lengths}"
+    yield f"{name}: {counted(found.clips, 'clip')}, {_duration(found.hours)}; {lengths}"
     yield (
         f"  the median row has {found.median_frames:,} frames and about {found.median_tokens:,} positions, the longest "
-        f"{found.longest_frames:,} and {found.longest_tokens:,}; {_times(found.steps_an_epoch, 'step')} per epoch"
+        f"{found.longest_frames:,} and {found.longest_tokens:,}; {counted(found.steps_an_epoch, 'step')} per epoch"
     )
     speakers = list(found.minutes_by_speaker.items())
     for speaker, minutes in speakers[:MAX_SPEAKERS]:
@@ -70,11 +70,3 @@ def _statistics(name: str, found: Statistics) -> Iterator[str]:
 
 def _duration(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-
-
-def _rows(count: int) -> str:
-    return _times(count, "row")
-
-
-def _times(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"

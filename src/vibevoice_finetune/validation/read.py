@@ -13,7 +13,7 @@ from vibevoice_finetune.data.jsonl import read_dataset, read_jsonl
 from vibevoice_finetune.data.rows import BadRows, Columns, Row
 from vibevoice_finetune.data.script import check_voice_count, num_speakers, parse_script
 from vibevoice_finetune.errors import DataError
-from vibevoice_finetune.validation.findings import Finding
+from vibevoice_finetune.validation.findings import Finding, counted
 from vibevoice_finetune.validation.text_checks import check_letters, check_script, check_words
 
 KIND_OF_REASON = {
@@ -132,7 +132,8 @@ def _check_prompts(row: Row) -> Iterator[Finding]:
     try:
         check_voice_count(len(row.voice_prompts), speakers, row.where)
     except DataError:
-        yield Finding("prompt-count", row.where, f"{len(row.voice_prompts)} prompts, {speakers} speakers")
+        found = f"{counted(len(row.voice_prompts), 'prompt')}, {counted(speakers, 'speaker')}"
+        yield Finding("prompt-count", row.where, found)
 
 
 def _texts(path: Path, column: str) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """A validation as one HTML page that needs nothing else: plots as SVG, and players for the worst rows of each kind.
 
-The page makes no request: no script, no font, no style sheet from elsewhere; recordings are embedded as Ogg Vorbis.
+The page makes no request: no script, no font, no style sheet from elsewhere; recordings are embedded as MP3.
 """
 
 import base64
@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
@@ -22,7 +23,6 @@ PLAYERS_A_KIND = 3
 MAX_PLAYED_SEC = 15.0
 MAX_LISTED = 200
 MAX_SPEAKERS = 20
-BLOCK_SAMPLES = 1 << 16  # libsndfile's Vorbis encoder overflows the stack when it is given minutes at once
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,9 @@ def write_page(path: Path, validation: Validation, title: str) -> None:
         UserError: jinja2 is not installed.
         WriteError: it cannot be written.
     """
-    jinja2 = require("report", "jinja2")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     sections = [_section(kind, group, validation) for kind, group in by_kind(validation.findings).items()]
     speakers = list(validation.train.minutes_by_speaker.items())
-    page = environment.get_template("report.html.j2").render(
+    page = template("report", Path(__file__).parent / "report.html.j2").render(
         title=title,
         rows=validation.num_rows,
         errors=validation.count(Severity.ERROR),
@@ -89,6 +85,17 @@ def write_page(path: Path, validation: Validation, title: str) -> None:
         more_speakers=max(0, len(speakers) - MAX_SPEAKERS),
     )
     write_file(path, page)
+
+
+def template(extra: str, path: Path) -> Any:
+    """A page's template; it may extend `page.html.j2` and import from `parts.html.j2`, which lie beside this file.
+
+    Raises:
+        UserError: jinja2 is not installed; `extra` brings it.
+    """
+    jinja2 = require(extra, "jinja2")
+    loader = jinja2.FileSystemLoader([path.parent, Path(__file__).parent])
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(path.name)
 
 
 def bars(values: Sequence[tuple[str, float]], form: str) -> list[Bar]:
@@ -118,7 +125,7 @@ def data_address(source: AudioSource) -> str | None:
     except AudioError:
         return None
     encoded = io.BytesIO()
-    with soundfile.SoundFile(encoded, "w", SAMPLING_RATE_HZ, channels=1, format="OGG", subtype="VORBIS") as file:
-        for start in range(0, len(samples), BLOCK_SAMPLES):
-            file.write(samples[start : start + BLOCK_SAMPLES])
-    return f"data:audio/ogg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+    # Every browser plays MP3, and unlike Ogg it is the same each time: an Ogg stream gets a random number.
+    with soundfile.SoundFile(encoded, "w", SAMPLING_RATE_HZ, 1, format="MP3", subtype="MPEG_LAYER_III") as file:
+        file.write(samples)
+    return f"data:audio/mpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from vibevoice_finetune.prepare.job import Dialogue, Record, Turn
-from vibevoice_finetune.prepare.recordings import Clip
+from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record, Turn
 from vibevoice_finetune.prepare.rows import Split, make_rows
 
 

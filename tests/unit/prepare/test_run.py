@@ -16,8 +16,10 @@ from vibevoice_finetune.errors import ArgumentError, DataError
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.prepare import job, run
 from vibevoice_finetune.prepare.cut import CutSettings
-from vibevoice_finetune.prepare.job import JobSettings, Record
-from vibevoice_finetune.prepare.run import Prepared, PrepareRequest, prepare
+from vibevoice_finetune.prepare.job import JobSettings
+from vibevoice_finetune.prepare.recordings import Record
+from vibevoice_finetune.prepare.result import Prepared
+from vibevoice_finetune.prepare.run import PrepareRequest, prepare
 
 pytest.importorskip("silero_vad")
 pytest.importorskip("moonshine_voice")

@@ -4,7 +4,10 @@
 here: only names and text files are read.
 """
 
+import hashlib
+import os
 import re
+import shutil
 import unicodedata
 import zipfile
 from collections import Counter
@@ -13,17 +16,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vibevoice_finetune.errors import DataError, shown
+from vibevoice_finetune.files.atomic import writing_folder
 from vibevoice_finetune.prepare.recordings import Ignored, Recording, Source
-from vibevoice_finetune.prepare.sources.tables import MEDIA_SUFFIXES, read_table, read_text, stem_group
+from vibevoice_finetune.prepare.sources.tables import LONG_BYTES, MEDIA_SUFFIXES, read_table, read_text, stem_group
 from vibevoice_finetune.prepare.sources.timed_text import TIMED_SUFFIXES, read_timed_text
 
 TEXT_SUFFIXES = (".txt", ".lab")
 TABLE_SUFFIXES = (".csv", ".tsv", ".list", ".lst", ".psv")
-
-LONG_BYTES = 6_000_000
-"""A file above this is taken for a long recording until it is decoded: a minute of 48 kHz, 16 bit, mono."""
-
-FORMATS = ("auto", "recordings", "clips", "subtitles", "ljspeech", "vctk", "commonvoice", "table", "gptsovits", "f5")
 
 
 def find(source: Path, form: str = "auto", columns: dict[str, str] | None = None) -> Source:
@@ -31,14 +30,16 @@ def find(source: Path, form: str = "auto", columns: dict[str, str] | None = None
 
     Args:
         source: a folder, a table, one audio file, or a zip (see `unpack`).
-        form: one of `FORMATS`.
+        form: as `--format` has it.
         columns: names of columns of a table that are not found by their usual names: "audio", "text", "speaker".
 
     Raises:
         DataError: there is nothing to train on, or not in that format.
     """
     if not source.exists():
-        raise DataError(f"{shown(source)}: there is no such file or folder.")
+        is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
+        hint = "; a data set on the Hub is read with --format dataset" if is_id else ""
+        raise DataError(f"{shown(source)}: there is no such file or folder{hint}.")
     if source.is_file() and source.suffix.lower() in MEDIA_SUFFIXES:
         found = _loose([source], source.parent, form)
     elif source.is_file():
@@ -52,24 +53,34 @@ def find(source: Path, form: str = "auto", columns: dict[str, str] | None = None
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip of recordings; members that would leave the folder are refused.
+    """Unpack a zip of recordings into a folder of its own; members that would leave it are refused.
+
+    The folder's name is a digest of what the zip holds, so that another zip is unpacked anew, and one that was
+    unpacked to its end is not.
 
     Raises:
         DataError: it is not a zip, or a member's name leads out of the folder.
+        WriteError: there is no room for it.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
+            members = opened.infolist()
+            for member in members:
                 name = PurePosixPath(member.filename)
                 if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
                     raise DataError(f"{shown(archive)}: {shown(member.filename)} leads out of the archive; refused.")
-            opened.extractall(folder)
+            listed = repr(sorted((member.filename, member.CRC, member.file_size) for member in members))
+            place = folder / hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
+            if not place.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)  # of another zip
+                with writing_folder(place) as staging:
+                    opened.extractall(staging)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
         raise DataError(
             f"{shown(archive)}: cannot be unpacked ({shown(error)}); unpack it and name the folder."
         ) from error
-    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+    inside = [path for path in place.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else place
 
 
 def _folder(folder: Path, form: str, columns: dict[str, str]) -> Source:
@@ -77,7 +88,7 @@ def _folder(folder: Path, form: str, columns: dict[str, str]) -> Source:
         return read_table(folder / "metadata.csv", "ljspeech" if form == "ljspeech" else form, columns)
     if form in ("auto", "commonvoice") and (folder / "validated.tsv").is_file():
         return read_table(folder / "validated.tsv", "commonvoice", columns)
-    if form in ("ljspeech", "commonvoice", "table", "gptsovits", "f5"):
+    if form in ("ljspeech", "commonvoice", "table", "gptsovits", "f5", "dataset"):
         tables = _files(folder, TABLE_SUFFIXES)
         if len(tables) != 1:
             raise DataError(
@@ -99,21 +110,27 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files with such a suffix, also in folders inside; hidden ones and links that lead outside are left out.
 
     Raises:
-        DataError: a name is not UTF-8.
+        DataError: a folder cannot be read, or a name is not UTF-8.
     """
-    root = folder.resolve()
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.resolve().is_relative_to(root)
-        and path.is_file()
-    )
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{shown(error.filename)}: cannot be read ({error.strerror}); check its permissions.")
+
+    root = os.path.realpath(folder)
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):  # links to folders are not followed
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in suffixes and _is_inside(path, root)]
     for path in found:
         if not str(path).isprintable() and re.search("[\ud800-\udfff]", str(path)):
             raise DataError(f"{shown(path)}: the name is not UTF-8, so no list can name it; rename it.")
-    return found
+    return sorted(found)
+
+
+def _is_inside(path: Path, root: str) -> bool:
+    """Whether a file, or what a link leads to, lies in the folder; a link in a circle leads nowhere."""
+    return path.is_file() and Path(os.path.realpath(path)).is_relative_to(root)
 
 
 def _beside(media: Path, suffixes: Iterable[str]) -> Path | None:

@@ -16,6 +16,9 @@ MEDIA_SUFFIXES = AUDIO_SUFFIXES + VIDEO_SUFFIXES
 MAX_TEXT_BYTES = 50_000_000
 """The longest novel has 13 MB."""
 
+LONG_BYTES = 6_000_000
+"""A file above this is taken for a long recording until it is decoded: a minute of 48 kHz, 16 bit, mono."""
+
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription", "normalized_text", "utterance", "label")
 AUDIO_COLUMNS = (
     "audio",
@@ -151,8 +154,8 @@ def _named_columns(path: Path, lines: list[str], form: str, columns: dict[str, s
     names = [name.strip() for name in reader.fieldnames or []]
     reader.fieldnames = names
     chosen = {
-        "audio": _column(path, names, columns.get("audio"), AUDIO_COLUMNS, "--audio_column_name"),
-        "text": _column(path, names, columns.get("text"), TEXT_COLUMNS, "--text_column_name"),
+        "audio": audio_column(shown(path), names, columns.get("audio")),
+        "text": column(shown(path), names, columns.get("text"), TEXT_COLUMNS, "--text_column_name"),
     }
     speaker_column = columns.get("speaker") or next((n for n in names if n.lower() in SPEAKER_COLUMNS), None)
 
@@ -171,18 +174,27 @@ def _named_columns(path: Path, lines: list[str], form: str, columns: dict[str, s
     return _collect(form, rows())
 
 
-def _column(path: Path, names: list[str], wanted: str | None, usual: tuple[str, ...], flag: str) -> str:
+def audio_column(label: str, names: list[str], wanted: str | None) -> str:
+    """The column that names or holds the audio; see `column`."""
+    return column(label, names, wanted, AUDIO_COLUMNS, "--audio_column_name")
+
+
+def column(label: str, names: list[str], wanted: str | None, usual: tuple[str, ...], flag: str) -> str:
+    """The column that the flag names, or else the first of the usual names that is there.
+
+    Raises:
+        DataError: there is none.
+    """
     if wanted is not None:
         if wanted not in names:
-            raise DataError(f"{shown(path)}: has no column {shown(wanted)!r}; it has {shown(', '.join(names))}.")
+            raise DataError(f"{label}: has no column {shown(wanted)!r}; it has {shown(', '.join(names))}.")
         return wanted
     for name in usual:
         for own in names:
             if own.lower() == name:
                 return own
     raise DataError(
-        f"{shown(path)}: no column is called {', '.join(usual[:4])} …; it has "
-        f"{shown(', '.join(names))}; name it with {flag}."
+        f"{label}: no column is called {', '.join(usual[:4])} …; it has {shown(', '.join(names))}; name it with {flag}."
     )
 
 
