@@ -22,11 +22,9 @@ ONE_PROCESS = ["--processes", "1", "--validation_share", "0"]
 Lay = Callable[..., Path]
 
 
-def label(path: Path, truth: list[Sentence], *, late_sec: float = 0.0, text: str | None = None) -> None:
-    """Audacity's labels beside a recording; `text` takes the place of the first one."""
+def label(path: Path, truth: list[Sentence], *, late_sec: float = 0.0) -> None:
+    """Audacity's labels beside a recording."""
     lines = [f"{s.start_sec + late_sec:.2f}\t{s.end_sec + late_sec:.2f}\t{s.text}" for s in truth]
-    if text is not None:
-        lines[0] = "\t".join([*lines[0].split("\t")[:2], text])
     path.with_suffix(".labels.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -81,12 +79,14 @@ def test_what_validate_finds_is_counted_or_leaves_the_clip_out(
 ) -> None:
     source, output = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    truth = record(source / "quiet.wav", ["alpha"], 2)
-    label(source / "quiet.wav", truth, text="<|vision_start|> and more.")
-    samples, rate_hz = soundfile.read(source / "quiet.wav")
-    noise = 0.1 * np.sqrt(np.mean(samples**2)) * np.random.default_rng(0).standard_normal(len(samples)) * 3
+    truth = record(source / "noisy.wav", ["alpha"], 2)
+    samples, rate_hz = soundfile.read(source / "noisy.wav")
+    noise = 0.3 * np.sqrt(np.mean(samples**2)) * np.random.default_rng(0).standard_normal(len(samples))
     soundfile.write(source / "noisy.wav", samples + noise, rate_hz)
     label(source / "noisy.wav", truth)
+    for name, text in (("quiet", "A clean clip."), ("token", "<|vision_start|> and more.")):
+        record(source / f"{name}.wav", ["alpha"], 1)
+        (source / f"{name}.txt").write_text(text)
     words = ["prepare", str(source), "--output", str(output), *ONE_PROCESS]
     assert main(words) == 0
     out = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_what_validate_finds_is_counted_or_leaves_the_clip_out(
     assert "&lt;|vision_start|&gt;" in page
     assert main([*words, "--reject", "noise"]) == 0
     out = capsys.readouterr().out
-    assert "2 of them done before" in out, "other rules for what is kept need no other clips"
+    assert "3 of them done before" in out, "other rules for what is kept need no other clips"
     assert "not used: 2 × noise in the pauses" in out
     assert ["quiet" in row["audio"] for row in rows(output / "train.jsonl")] == [True]
     assert "is not a warning; there are speaking-rate" in refused([*words, "--reject", "noise,loud"], capsys)

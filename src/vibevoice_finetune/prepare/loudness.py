@@ -32,13 +32,25 @@ def level(samples: Floats) -> Floats:
 
 def high_pass(samples: Floats) -> Floats:
     """Take away what lies below 20 Hz (Butterworth's curve, fourth order, without any shift in time), (N,) → (N,)."""
-    padded = np.pad(samples, SAMPLING_RATE_HZ // 4, mode="reflect") if len(samples) > SAMPLING_RATE_HZ // 4 else samples
+    around = SAMPLING_RATE_HZ // 4
+    behind = fast_length(len(samples) + 2 * around) - len(samples) - around
+    padded = np.pad(samples, (around, behind), mode="reflect") if len(samples) > behind else samples
     spectrum = np.fft.rfft(padded.astype(np.float64))
     frequencies_hz = np.fft.rfftfreq(len(padded), 1 / SAMPLING_RATE_HZ)
     ratio = np.divide(HIGH_PASS_HZ, frequencies_hz, out=np.full_like(frequencies_hz, np.inf), where=frequencies_hz > 0)
     filtered = np.fft.irfft(spectrum / np.sqrt(1 + ratio ** (2 * HIGH_PASS_ORDER)), len(padded))
-    cut = (len(padded) - len(samples)) // 2
-    return filtered[cut : cut + len(samples)].astype(np.float32)
+    first = around if len(padded) > len(samples) else 0
+    return filtered[first : first + len(samples)].astype(np.float32)
+
+
+def fast_length(at_least: int) -> int:
+    """The next length without prime factors above 5: Fourier transforms of others take up to ten times as long.
+
+    >>> fast_length(1_009), fast_length(1_024)
+    (1024, 1024)
+    """
+    powers = (3**three * 5**five for three in range(20) for five in range(14))
+    return min(odd << max(0, (-(-at_least // odd) - 1).bit_length()) for odd in powers)
 
 
 def true_peak(samples: Floats) -> float:
