@@ -84,7 +84,7 @@ def test_what_validate_finds_is_counted_or_leaves_the_clip_out(
     noise = 0.3 * np.sqrt(np.mean(samples**2)) * np.random.default_rng(0).standard_normal(len(samples))
     soundfile.write(source / "noisy.wav", samples + noise, rate_hz)
     label(source / "noisy.wav", truth)
-    for name, text in (("quiet", "A clean clip."), ("token", "<|vision_start|> and more.")):
+    for name, text in (("quiet", "Speaker 3: A clean clip."), ("token", "<|vision_start|> and more.")):
         record(source / f"{name}.wav", ["alpha"], 1)
         (source / f"{name}.txt").write_text(text)
     words = ["prepare", str(source), "--output", str(output), *ONE_PROCESS]
@@ -101,7 +101,9 @@ def test_what_validate_finds_is_counted_or_leaves_the_clip_out(
     out = capsys.readouterr().out
     assert "3 of them done before" in out, "other rules for what is kept need no other clips"
     assert "not used: 2 × noise in the pauses" in out
-    assert ["quiet" in row["audio"] for row in rows(output / "train.jsonl")] == [True]
+    assert [(row["text"], row["audio"]) for row in rows(output / "train.jsonl")] == [
+        ("Speaker 0: A clean clip.", "clips/quiet/0000.flac")
+    ]
     assert "is not a warning; there are speaking-rate" in refused([*words, "--reject", "noise,loud"], capsys)
 
 

@@ -28,7 +28,7 @@ from vibevoice_finetune.prepare.align import align, letter_error
 from vibevoice_finetune.prepare.cut import Cut, CutSettings, Speech, cut, with_edges
 from vibevoice_finetune.prepare.loudness import level
 from vibevoice_finetune.prepare.passages import cut_by_passages, offset_of
-from vibevoice_finetune.prepare.quality import check_piece, check_text, with_findings
+from vibevoice_finetune.prepare.quality import check_piece, check_text, with_findings, without_tag
 from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record, Recording, Turn
 from vibevoice_finetune.prepare.speakers import name_speakers
 
@@ -279,7 +279,7 @@ class _Job:
     def judged(self, clip: Clip, text: str | None, heard: str | None, *, from_source: bool) -> Clip:
         if text is None:
             return replace(clip, rejected="no text: name a recogniser, as in --recognizer moonshine")
-        text = " ".join(text.split())
+        text = " ".join(without_tag(text).split())
         if not text:
             said = f"; heard: {heard!r}" if heard else ""
             return replace(clip, text="", rejected=f"no text for it{said}")

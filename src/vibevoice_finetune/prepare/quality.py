@@ -6,6 +6,7 @@ report; `--reject` names those that leave it out, too.
 """
 
 import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
@@ -14,11 +15,14 @@ import numpy as np
 from vibevoice_finetune.audio.measure import decay_time
 from vibevoice_finetune.audio.source import SILENCE_RMS
 from vibevoice_finetune.audio.stream import Piece
+from vibevoice_finetune.data.script import TAG_AT_START
 from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record
 from vibevoice_finetune.validation.audio_checks import ClipInSet, check_set, check_sound
 from vibevoice_finetune.validation.findings import KINDS, Finding, Severity
 from vibevoice_finetune.validation.listen import Sound, measured
 from vibevoice_finetune.validation.text_checks import check_letters, check_script, spoken_length
+
+_TAG = re.compile(rf"^{TAG_AT_START}", re.IGNORECASE)
 
 REJECTABLE = tuple(
     name
@@ -43,6 +47,15 @@ def check_piece(piece: Piece) -> tuple[dict[str, float], list[Finding]]:
         return {}, [Finding("silent", "", "nothing but silence")]
     sound = measured(piece.samples, piece.original, piece.rate_hz)
     return _figures(sound), list(check_sound(sound, ""))
+
+
+def without_tag(text: str) -> str:
+    """A text without the tag that it may begin with: its row gets one.
+
+    >>> without_tag("Speaker 1: Well, no.")
+    'Well, no.'
+    """
+    return _TAG.sub("", text, count=1).lstrip()
 
 
 def check_text(text: str) -> list[Finding]:

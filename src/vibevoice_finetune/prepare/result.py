@@ -1,5 +1,6 @@
 """What came of `prepare`, and how it is told."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,11 @@ def reason_of(row: dict[str, Any]) -> str:
 
     >>> reason_of({"reason": "the text differs from what is heard (50%): heard 'so'"})
     'the text differs from what is heard'
+    >>> reason_of({"reason": "3.0 s of speech without a pause to cut at"})
+    'speech without a pause to cut at'
     """
     kind = str(row["reason"]).split(":")[0].split(" (")[0]
-    return " ".join(word for word in kind.split() if not word[:1].isdigit()) if "at least" in kind else kind
+    return re.sub(r"^\d[\d.,]* s of |(?<= )\d[\d.,]* ", "", kind)
 
 
 def duration(seconds: float) -> str:
