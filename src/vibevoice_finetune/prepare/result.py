@@ -74,7 +74,7 @@ def reasons(rejected: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def reason_of(row: dict[str, Any]) -> str:
-    """The reason of a rejected piece without its numbers and texts.
+    """The reason of a rejected piece without its own figures and texts.
 
     >>> reason_of({"reason": "the text differs from what is heard (50%): heard 'so'"})
     'the text differs from what is heard'
@@ -82,7 +82,7 @@ def reason_of(row: dict[str, Any]) -> str:
     'speech without a pause to cut at'
     """
     kind = str(row["reason"]).split(":")[0].split(" (")[0]
-    return re.sub(r"^\d[\d.,]* s of |(?<= )\d[\d.,]* ", "", kind)
+    return re.sub(r"^\d[\d.,]* s of ", "", kind)
 
 
 def duration(seconds: float) -> str:
