@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.unit.prepare.recording import RATE_HZ, Sentence, record
+from tests.unit.prepare.recording import RATE_HZ, Sentence, record, sentences
 from vibevoice_finetune.errors import ArgumentError, DataError
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.prepare import job, run
@@ -63,8 +63,8 @@ def two_recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         "one": record(source / "one.wav", ["alpha"], 6, rate_hz=44_100),
         "two": record(source / "two.flac", ["rms"], 6, seed=1, rate_hz=16_000),
     }
-    for name, sentences in truth.items():
-        (source / f"{name}.txt").write_text("\n".join(sentence.text for sentence in sentences))
+    for name, said in truth.items():
+        (source / f"{name}.txt").write_text("\n".join(sentence.text for sentence in said))
     return source, folder / "out", do(source, folder / "out", form="recordings"), truth
 
 
@@ -84,6 +84,19 @@ def test_twelve_sentences_are_twelve_clips_with_their_own_text(
         assert 20 * np.log10(np.sqrt(np.mean(samples**2))) == pytest.approx(-25, abs=0.3)
         assert np.abs(samples[:240]).max() < 0.05, "an edge in silence"
         assert np.abs(samples[-240:]).max() < 0.05
+
+
+def test_the_clips_are_understood_as_well_as_the_sentences_alone(
+    two_recordings: tuple[Path, Path, Prepared, dict[str, list[Sentence]]],
+) -> None:
+    hear = job._recogniser("moonshine", None)
+    alone = {text: hear(soundfile.read(path, dtype="float32")[0], RATE_HZ) for text, path in sentences("alpha")[:6]}
+    alone |= {text: hear(soundfile.read(path, dtype="float32")[0], RATE_HZ) for text, path in sentences("rms")[:6]}
+    clips = [clip for record in two_recordings[2].records for clip in record.clips]
+    assert {clip.text for clip in clips} == set(alone)
+    cut = np.mean([clip.figures["character_error"] for clip in clips])
+    whole = np.mean([job.letter_error(heard, text) for text, heard in alone.items()])
+    assert cut <= whole + 0.02
 
 
 def test_a_second_run_does_only_what_is_new(

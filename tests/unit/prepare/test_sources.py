@@ -153,7 +153,14 @@ def test_a_zip_is_unpacked_inside_its_place(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("set/metadata.csv", "x|Hello.\n")
         archive.writestr("set/wavs/x.wav", "")
-    assert rows(find(unpack(tmp_path / "a.zip", tmp_path / "in"))) == [("x", None, "Hello.")]
+    place = unpack(tmp_path / "a.zip", tmp_path / "in")
+    assert rows(find(place)) == [("x", None, "Hello.")]
+    (place / "mark").touch()
+    assert (unpack(tmp_path / "a.zip", tmp_path / "in") / "mark").exists(), "the same zip is not unpacked again"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("y.wav", "")
+    assert rows(find(unpack(tmp_path / "a.zip", tmp_path / "in"))) == [("y", None, None)]
+    assert not place.exists()
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("../evil.wav", "")
     with pytest.raises(DataError, match=r"\.\./evil\.wav leads out of the archive"):

@@ -72,13 +72,15 @@ def unpack(archive: Path, folder: Path) -> Path:
             listed = repr(sorted((member.filename, member.CRC, member.file_size) for member in members))
             place = folder / hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
             if not place.is_dir():
-                shutil.rmtree(folder, ignore_errors=True)  # of another zip
                 with writing_folder(place) as staging:
                     opened.extractall(staging)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
         raise DataError(
             f"{shown(archive)}: cannot be unpacked ({shown(error)}); unpack it and name the folder."
         ) from error
+    for path in folder.iterdir():
+        if path != place and not path.name.startswith("."):  # of another zip; hidden is what another job unpacks
+            shutil.rmtree(path, ignore_errors=True)
     inside = [path for path in place.iterdir() if not path.name.startswith((".", "__MACOSX"))]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else place
 
