@@ -115,8 +115,9 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
     if request.source.is_dir() and output.is_relative_to(os.path.realpath(request.source)):
         raise ArgumentError(f"--output {request.output}: lies inside the source; choose a folder beside it.")
     with locked(request.output if request.shard[1] == 1 else _shard_place(request), "prepare"):
-        _check_same_source(request)
+        mark = _check_same_source(request)
         source = _find(request)
+        write_file(request.output / SOURCE_FILE, mark)
         say(source.summary())
         for ignored in source.ignored[:5]:
             say(f"  not used: {ignored.where}: {ignored.reason}")
@@ -141,8 +142,8 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
         return result
 
 
-def _check_same_source(request: PrepareRequest) -> None:
-    """A data set is made of one source; another's would take the place of its rows and clips.
+def _check_same_source(request: PrepareRequest) -> str:
+    """What tells this source from others: a data set is made of one, or another's would replace its rows and clips.
 
     Raises:
         ArgumentError: the output holds the data set of another source, or one that was not made here.
@@ -160,8 +161,7 @@ def _check_same_source(request: PrepareRequest) -> None:
             f"--output {shown(request.output)}: holds the data set of {shown(before)}; choose another folder. If the "
             f"source has only been moved, write its new place, {shown(source)}, into {SOURCE_FILE} there."
         )
-    if before is None:
-        write_file(mark, source + "\n")
+    return source + "\n"
 
 
 def _shard_place(request: PrepareRequest) -> Path:
