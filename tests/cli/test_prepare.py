@@ -254,6 +254,6 @@ def test_from_recordings_to_speech_without_an_edit(
     spoken = tmp_path / "spoken.wav"
     prompt = data / rows(data / "train.jsonl")[0]["audio"]
     words = ["--adapter", str(tmp_path / "run" / "lora"), "--text", "Hello there.", "--voice", str(prompt)]
-    fast = ["--num_diffusion_steps", "2", "--max_new_tokens", "8", "--dtype", "float32", "--device", "cpu"]
+    fast = ["--num_diffusion_steps", "2", "--max_length_sec", "1", "--dtype", "float32", "--device", "cpu"]
     assert main(["generate", *model, *words, "--output", str(spoken), *fast]) == 0
     assert spoken.is_file()

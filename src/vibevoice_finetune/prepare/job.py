@@ -175,6 +175,8 @@ class _Job:
         """The cuts, and their texts if the source has them cut by cut."""
         settings, recording = self.settings.cutting, self.recording
         speech: Sequence[Speech] = activity.speech
+        if not speech:
+            return [], None
         if recording.passages:
             shift = self.settings.offset_sec
             passages = [
@@ -190,11 +192,11 @@ class _Job:
                 )
             found = cut_by_passages(passages, speech, activity.duration_sec, settings)
             return [one.cut for one in found], [one.text for one in found]
-        if recording.is_clip and activity.duration_sec <= settings.max_sec and speech:
+        if recording.is_clip and activity.duration_sec <= settings.max_sec:
             start, end = speech[0].start_sec, speech[-1].end_sec
             whole = with_edges([Cut(start, end, start, end)], activity.duration_sec, settings)
             return whole, [recording.text] if recording.text is not None else None
-        if self.settings.num_speakers != 1 and recording.speaker is None and speech:
+        if self.settings.num_speakers != 1 and recording.speaker is None:
             wanted = self.settings.num_speakers or None
             speech = name_speakers(speech, self.blocks(), _speaker_encoder(), wanted)
         return cut(speech, activity.duration_sec, settings), None
