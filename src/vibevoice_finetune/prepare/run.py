@@ -45,7 +45,7 @@ from vibevoice_finetune.prepare.recordings import Record, Recording, Source
 from vibevoice_finetune.prepare.report import write_page
 from vibevoice_finetune.prepare.result import Prepared, reasons
 from vibevoice_finetune.prepare.rows import Split, make_rows
-from vibevoice_finetune.prepare.sources.find import find, unpack
+from vibevoice_finetune.prepare.sources.find import check_exists, find, unpack
 from vibevoice_finetune.prepare.sources.hub import is_saved_dataset, read_dataset
 
 TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected.jsonl"
@@ -106,9 +106,11 @@ def prepare(request: PrepareRequest, progress: Progress | None = None, say: Call
         say: told what was found, before the work begins.
 
     Raises:
-        DataError: nothing was found, or nothing of it can be used.
+        DataError: the source is not there, nothing was found, or nothing of it can be used.
         UserError: the output cannot be written, another run is writing there, or a package is missing.
     """
+    if request.form != "dataset":
+        check_exists(request.source)
     check_writable(request.output, "--output")
     require("prepare", "jinja2")  # for the report, which comes after hours
     output = Path(os.path.realpath(request.output))

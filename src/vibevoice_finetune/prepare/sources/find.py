@@ -36,10 +36,7 @@ def find(source: Path, form: str = "auto", columns: dict[str, str] | None = None
     Raises:
         DataError: there is nothing to train on, or not in that format.
     """
-    if not source.exists():
-        is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
-        hint = "; a data set on the Hub is read with --format dataset" if is_id else ""
-        raise DataError(f"{shown(source)}: there is no such file or folder{hint}.")
+    check_exists(source)
     if source.is_file() and source.suffix.lower() in MEDIA_SUFFIXES:
         found = _loose([source], source.parent, form)
     elif source.is_file():
@@ -50,6 +47,14 @@ def find(source: Path, form: str = "auto", columns: dict[str, str] | None = None
         why = f"; not used: {found.ignored[0].where} ({found.ignored[0].reason})" if found.ignored else ""
         raise DataError(f"{shown(source)}: no audio was found{why}; audio ends in {', '.join(MEDIA_SUFFIXES)}.")
     return replace(found, recordings=tuple(_with_own_names(sorted(found.recordings, key=lambda one: one.name))))
+
+
+def check_exists(source: Path) -> None:
+    """Raise a `DataError` if there is no such file or folder."""
+    if not source.exists():
+        is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
+        hint = "; a data set on the Hub is read with --format dataset" if is_id else ""
+        raise DataError(f"{shown(source)}: there is no such file or folder{hint}.")
 
 
 def unpack(archive: Path, folder: Path) -> Path:
