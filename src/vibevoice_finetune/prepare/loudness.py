@@ -49,7 +49,7 @@ def fast_length(at_least: int) -> int:
     >>> fast_length(1_009), fast_length(1_024)
     (1024, 1024)
     """
-    powers = (3**three * 5**five for three in range(20) for five in range(14))
+    powers = (int(3**three * 5**five) for three in range(20) for five in range(14))
     return min(odd << max(0, (-(-at_least // odd) - 1).bit_length()) for odd in powers)
 
 
