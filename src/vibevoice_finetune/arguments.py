@@ -7,7 +7,7 @@ data is touched.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -49,10 +49,10 @@ EVALUATION_METRICS = (
 )
 
 PATH_FLAGS = frozenset(
-    field.name
+    declared.name
     for kind in (ModelArguments, DataArguments, LoopFlags)
-    for field in fields(kind)
-    if field.metadata["is_path"]
+    for declared in fields(kind)
+    if declared.metadata["is_path"]
 )
 """Flags whose value is, or may be, a place on this machine."""
 
@@ -227,34 +227,47 @@ class Arguments:
         model: which model, what is trained.
         data: rows and latents.
         loop: the loop and the losses.
-        given: the flags that somebody typed or wrote into the file of `--config`, with their values; no secrets.
+        given: the flags that somebody typed or wrote into a file, or that the recipe sets, with their values; no
+            secrets.
+        recipe_values: what the recipe sets.
     """
 
     model: ModelArguments
     data: DataArguments
     loop: FinetuneArguments
     given: dict[str, Any]
+    recipe_values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def changed_from_recipe(self) -> dict[str, Any]:
+        """The flags that were given another value than the recipe's, with the recipe's."""
+        return {name: value for name, value in self.recipe_values.items() if self.given.get(name) != value}
 
 
 KINDS = (ModelArguments, DataArguments, FinetuneArguments)
 
 
-def make_arguments(given: Mapping[str, Any], filled: Mapping[str, Any] | None = None) -> Arguments:
+def make_arguments(
+    given: Mapping[str, Any],
+    filled: Mapping[str, Any] | None = None,
+    recipe_values: Mapping[str, Any] | None = None,
+) -> Arguments:
     """Join the values of flags into what the rest of the program works with.
 
     Args:
         given: values that somebody gave, by the flag's name.
         filled: values that a command sets by itself where nothing was given; not recorded.
+        recipe_values: those that the recipe sets; they are in `given` too, unless they were changed.
 
     Raises:
         ArgumentError: a value out of its range, a combination that cannot be carried out.
     """
     check_values(given, KINDS, RANGES)
-    defaults = {field.name: field.default for field in fields(FinetuneArguments)}
+    defaults = {declared.name: declared.default for declared in fields(FinetuneArguments)}
     for name, value in given.items():
         check_refused(name, value, defaults.get(name))
     values = {**(filled or {}), **given}
-    parts = [{field.name: values[field.name] for field in fields(kind) if field.name in values} for kind in KINDS]
+    parts = [{f.name: values[f.name] for f in fields(kind) if f.name in values} for kind in KINDS]
     try:
         model, data, loop = ModelArguments(**parts[0]), DataArguments(**parts[1]), FinetuneArguments(**parts[2])
     except ValueError as error:  # transformers' own checks of its arguments
@@ -262,7 +275,8 @@ def make_arguments(given: Mapping[str, Any], filled: Mapping[str, Any] | None = 
     check_attention(model.attn_implementation, on_gpu=loop.on_gpu, bf16=loop.bf16)
     if model.quantised_bits:
         check_bitsandbytes(f"--load_in_{model.quantised_bits}bit")
-    return Arguments(model, data, loop, {name: value for name, value in given.items() if not is_secret(name)})
+    recorded = {name: value for name, value in given.items() if not is_secret(name)}
+    return Arguments(model, data, loop, recorded, dict(recipe_values or {}))
 
 
 def _asks_for(what: str) -> bool:

@@ -2,7 +2,8 @@
 
 A flag is a field of a dataclass (`flags/`), and this turns fields into argparse's arguments, YAML files into words
 (`flags/config.py`), and every mistake into one line. Defaults stay in the dataclass: the parser returns only what
-somebody typed, or wrote into the file of `--config`, which is what a run records.
+somebody typed, or wrote into a file, which is what a run records. There are up to three layers, each parsed on its own:
+what is typed goes over the file of `--config`, and that over `--recipe`.
 
 Nothing heavy is imported until it is needed: `--help` lists our own flags at once, and `--help_all` those of
 transformers too.
@@ -22,6 +23,7 @@ from vibevoice_finetune.flags.loop import LoopFlags
 from vibevoice_finetune.flags.model import ModelArguments
 from vibevoice_finetune.flags.names import unknown_flag
 from vibevoice_finetune.flags.values import argument_of, text
+from vibevoice_finetune.recipes.shelf import find
 
 if TYPE_CHECKING:
     from vibevoice_finetune.arguments import Arguments
@@ -103,7 +105,7 @@ def parse_run(
         flags = own(**own_values)
     from vibevoice_finetune.arguments import make_arguments
 
-    return make_arguments(rest, fill(rest) if fill else None), flags
+    return make_arguments(rest, fill(rest) if fill else None, parser.from_recipe), flags
 
 
 def _loop_with_transformers() -> list[type]:
@@ -136,6 +138,7 @@ class Parser:
         self.kinds = list(kinds)
         self.more = more
         self.takes_config = takes_config or more is not None
+        self.from_recipe: dict[str, Any] = {}
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The flags that were given, by name, with their values.
@@ -152,14 +155,30 @@ class Parser:
         if asked_for_all or {"--help", "-h"} & set(normal):
             print(parser.format_help(), end="")  # noqa: T201  # what was asked for
             raise SystemExit(0)
+        typed, config = _take_config(normal) if self.takes_config else (normal, None)
+        from_words = self._values(parser, typed)
+        from_config = self._of_file(parser, config, "--config") if config is not None else {}
+        recipe = from_words.get("recipe", from_config.get("recipe"))
+        self.from_recipe = self._of_file(parser, find(recipe), "--recipe") if recipe is not None else {}
+        return self.from_recipe | from_config | from_words
+
+    def _values(self, parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
         try:
-            expanded = self._placed(_with_config(normal)) if self.takes_config else normal
-            namespace, unknown = parser.parse_known_args(expanded)
+            namespace, unknown = parser.parse_known_args(words)
         except argparse.ArgumentError as error:
             raise ArgumentError(_said(error)) from error
         if unknown:
             raise ArgumentError(self._stray(unknown[0]))
         return vars(namespace)
+
+    def _of_file(self, parser: argparse.ArgumentParser, path: Path, flag: str) -> dict[str, Any]:
+        """The flags of a YAML file; what is wrong with one of them is told with the file's name."""
+        lists = {f.name for f in self.fields().values() if f.metadata.get("is_list") and f.metadata.get("is_path")}
+        words = self._placed(words_of(path, flag, lists))
+        try:
+            return self._values(parser, words)
+        except ArgumentError as error:
+            raise ArgumentError(f"{flag} {shown(path)}: {error}") from error
 
     def require(self, given: dict[str, Any]) -> None:
         """Refuse a command line without a flag that has no default.
@@ -212,7 +231,7 @@ class Parser:
         other = parser.add_argument_group("help")
         other.add_argument("--help", "-h", action="store_true", help="this list")
         if self.takes_config:
-            other.add_argument("--config", metavar="FILE", help="YAML file with flags; the command line wins")
+            other.add_argument("--config", metavar="FILE", help="YAML file with flags; the command line goes over it")
         if self.more is not None:
             other.add_argument("--help_all", action="store_true", help="the same with all flags of transformers")
         return parser
@@ -262,15 +281,15 @@ def _is_negative(word: str) -> bool:
     return word.startswith("-")
 
 
-def _with_config(words: list[str]) -> list[str]:
-    """Replace `--config FILE` by the flags that the file holds, put first so that the command line wins."""
+def _take_config(words: list[str]) -> tuple[list[str], Path | None]:
+    """The words without `--config FILE`, and that file."""
     spread = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in spread:
-        return words
+        return words, None
     at = spread.index("--config")
     if at + 1 == len(spread) or spread.count("--config") > 1:
         raise ArgumentError("--config needs the path of one YAML file.")
-    return words_of(Path(_path_of_config(spread[at + 1]))) + spread[:at] + spread[at + 2 :]
+    return spread[:at] + spread[at + 2 :], Path(_path_of_config(spread[at + 1]))
 
 
 def _path_of_config(word: str) -> str:

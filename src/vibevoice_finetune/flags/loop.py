@@ -57,6 +57,12 @@ class LoopFlags:
     output_dir: str | None = flag(
         None, help="Folder for the result, checkpoints and logs.", group="run", is_path=True, shown_default="required"
     )
+    recipe: str | None = flag(  # not `is_path`: most are names, and the model card is to have them
+        None,
+        help="Settings for a purpose, under those of --config and of the command line: voice, voice-small-gpu, "
+        "language, dialogue, style, full, or a YAML file of your own; `recipes NAME` prints one.",
+        group="run",
+    )
     do_train: bool = flag(False, help="Train.", group="run")
     do_eval: bool = flag(False, help="Evaluate at the end; also set by --eval_strategy.", group="run")
     resume_from_checkpoint: str | None = flag(
