@@ -60,7 +60,7 @@ def test_a_missing_matplotlib_is_said_before_anything_is_made(
 def test_the_flags_of_the_demo_are_flags_of_train(tmp_path: Path) -> None:
     arguments = make_arguments(demo.training_flags(tmp_path / "model", tmp_path / "run", max_steps=7))
     assert arguments.loop.max_steps == 7
-    assert arguments.data.train_jsonl == str(demo.SPEECH)
+    assert arguments.data.train_jsonl == [str(demo.SPEECH)]
 
 
 def test_the_command_that_the_demo_recommends_parses() -> None:

@@ -55,6 +55,7 @@ DATA_FLAGS = {
     "ignore_verifications": False,
     "max_length": None,
     "train_jsonl": None,
+    "mix": None,
     "validation_jsonl": None,
     "voice_prompt_drop_rate": 0.0,
     "latents_dir": None,
@@ -140,7 +141,13 @@ def test_layers_to_freeze():
         ("--layers_to_freeze 1", "needs --train_diffusion_head"),
         ("--train_diffusion_head --layers_to_freeze a", "write indices separated by commas"),
         ("--fp16", "--fp16 True: .* use --bf16 True"),
-        ("--dataset_name D", "either --train_jsonl or --dataset_name .found both"),
+        ("--mix 0.5,0.5", r"--mix 0.5,0.5: 2 shares for 1 data set \(F\); give one for each"),
+        ("--train_jsonl G --mix 1", r"--mix 1: 1 share for 2 data sets \(F, G\)"),
+        ("--dataset_name D --mix .5,.3", r"--mix .5,.3: the shares add up to 0.8; expected 1, as in 0.625,0.375"),
+        ("--dataset_name D --mix 1,0", "--mix 1,0: expected a number above 0 for each data set"),
+        ("--dataset_name D --mix 1,nan", "--mix 1,nan: expected a number above 0 for each data set"),
+        ("--dataset_name D --mix half", "--mix half: expected a number above 0 for each data set"),
+        ("--mix 1 --max_tokens_per_batch 9", "--mix and --max_tokens_per_batch: shares are of rows"),
         ("--voice_prompt_drop_rate 1.5", "--voice_prompt_drop_rate 1.5: must be from 0 to 1"),
         ("--unconditional_rate 1", "--unconditional_rate 1: must be at least 0 and below 1"),
         ("--ema_decay 1", "--ema_decay 1: must be at least 0 and below 1"),
@@ -164,7 +171,7 @@ def test_missing_model_and_output():
         parse(["--train_jsonl", "F", "--output_dir", "O"])
     with pytest.raises(ArgumentError, match="--output_dir is missing"):
         parse(["--train_jsonl", "F", "--model_name_or_path", "M"])
-    with pytest.raises(ArgumentError, match="found neither"):
+    with pytest.raises(ArgumentError, match="there is nothing to train on; give --train_jsonl or --dataset_name"):
         parse(["--output_dir", "O", "--model_name_or_path", "M"])
 
 
@@ -182,7 +189,7 @@ def test_what_is_given_is_what_somebody_wrote(tmp_path):
     line = f"{SHORT} --bf16 False --learning_rate 5e-5 --hub_token hf_secret --config {config}"
     assert parse(shlex.split(line)).given == {
         "model_name_or_path": "M",
-        "train_jsonl": "F",
+        "train_jsonl": ["F"],
         "output_dir": "O",
         "do_train": True,
         "bf16": False,

@@ -45,6 +45,7 @@ class AdapterInfo:
         expects_voice_prompt: whether the rows it was trained on had voice prompts.
         versions: package to version.
         settings: the flags that were given to the run, as JSON; those that name places are not written.
+        changed_from_recipe: of the recipe's flags, those with another value in the run, with the recipe's.
     """
 
     base_model: str
@@ -52,6 +53,7 @@ class AdapterInfo:
     expects_voice_prompt: bool
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    changed_from_recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class FileRecord:
 
 def public_info(info: AdapterInfo) -> AdapterInfo:
     """The facts without places on this machine and without secrets."""
-    return replace(info, base_model=public_name(info.base_model), settings=public_settings(info.settings))
+    return replace(
+        info,
+        base_model=public_name(info.base_model),
+        settings=public_settings(info.settings),
+        changed_from_recipe=public_settings(info.changed_from_recipe),
+    )
 
 
 def public_name(model: str) -> str:
@@ -89,7 +96,8 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in _MODELS and isinstance(value, str):
             kept[name] = public_name(value)
             continue
-        known_elsewhere = isinstance(value, str) and _HUB_ID.fullmatch(value) is not None
+        several = value if isinstance(value, list) else [value]
+        known_elsewhere = all(isinstance(one, str) and _HUB_ID.fullmatch(one) for one in several)
         if _is_private(name) or _holds_place_or_secret(value) or (name in PATH_FLAGS and not known_elsewhere):
             continue
         kept[name] = value
@@ -115,6 +123,7 @@ def write_info(folder: Path, info: AdapterInfo, trained: Mapping[str, Any], cont
         "contents": {name: asdict(record) for name, record in contents.items()},
         "versions": dict(info.versions),
         "settings": dict(info.settings),
+        "changed_from_recipe": dict(info.changed_from_recipe),
     }
     write_json(folder / INFO_FILE, value)
 
@@ -142,6 +151,7 @@ def read_info(path: Path) -> tuple[AdapterInfo, dict[str, FileRecord]]:
         expects_voice_prompt=_value(path, raw, "expects_voice_prompt", bool),
         versions={shown(name): shown(version) for name, version in _value(path, raw, "versions", dict).items()},
         settings=_value(path, raw, "settings", dict),
+        changed_from_recipe=_value(path, {"changed_from_recipe": {}, **raw}, "changed_from_recipe", dict),
     )
     contents = {}
     for name, record in _value(path, raw, "contents", dict).items():
@@ -228,8 +238,19 @@ def add_training_to_card(folder: Path, audio_hours: float) -> None:
         yaml.safe_dump(public_settings(info.settings), sort_keys=False).strip(),
         "```",
         "",
+        *_recipe_lines(info),
     ]
     write_file(card, text.rstrip() + "\n\n" + "\n".join(lines))
+
+
+def _recipe_lines(info: AdapterInfo) -> list[str]:
+    """What the run took from a recipe, and what it did otherwise."""
+    recipe = info.settings.get("recipe")
+    if recipe is None:
+        return []
+    changed = public_settings(info.changed_from_recipe)
+    said = ", ".join(f"{_as_code(name)} (there {_as_code(str(value))})" for name, value in changed.items())
+    return [f"The recipe {_as_code(str(recipe))} was followed{f', except for {said}' if said else ''}.", ""]
 
 
 def _parts(plan: AdapterPlan) -> list[str]:

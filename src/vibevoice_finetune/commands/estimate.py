@@ -51,7 +51,7 @@ def estimate(words: list[str]) -> None:
 
 def filled(given: Mapping[str, Any]) -> dict[str, Any]:
     """What `train` requires and memory does not depend on."""
-    rows = {} if given.keys() & {"train_jsonl", "dataset_name"} else {"dataset_name": UNKNOWN_ROWS}
+    rows = {} if given.keys() & {"train_jsonl", "dataset_name"} else {"dataset_name": [UNKNOWN_ROWS]}
     return {"output_dir": "", "do_train": True, **rows}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.prompt import (
     Encode,
     SpecialTokens,
@@ -31,7 +32,7 @@ TRAIN_STREAM, EVAL_STREAM = 1, 2
 
 @dataclass(frozen=True)
 class Draw:
-    """One visit of a row: what a sampler yields and `SpeechDataset` takes.
+    """One visit of a row: what a sampler yields and `SpeechDataset` takes; with `--mix`, the epoch is its set's own.
 
     A ghost is a row that a process runs without counting it, where the rows of a step do not suffice for all processes.
     """
@@ -101,12 +102,14 @@ class SpeechDataset:
         encode: Encode,
         special: SpecialTokens,
         settings: DrawSettings,
+        mix: Mix | None = None,
     ) -> None:
         self.rows = rows
         self.store = store
         self.encode = encode
         self.special = special
         self.settings = settings
+        self.mix = mix
 
     def __len__(self) -> int:
         return len(self.rows)

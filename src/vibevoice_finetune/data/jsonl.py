@@ -28,19 +28,26 @@ logger = logging.getLogger(__name__)
 EXAMPLE = '{"text": "Speaker 0: Hello.", "audio": "clip.wav"}'
 
 
-def read_jsonl(path: Path, columns: Columns, bad_rows: BadRows) -> list[Row]:
+def read_jsonl(path: Path, columns: Columns, bad_rows: BadRows, label: str | None = None) -> list[Row]:
     """Read rows from a file with one JSON object per line; relative paths in it start at its folder.
+
+    Args:
+        path: the file.
+        columns: which key means what.
+        bad_rows: what becomes of bad rows.
+        label: what messages call the file; None: its name.
 
     Raises:
         DataError: the file cannot be read or holds no rows, or a row is bad, or more than half of them are.
     """
+    label = shown(label or path.name)
     before = bad_rows.counts.total()
     rows: list[Row] = []
     keys: set[str] = set()
     total = 0
     for number, line in _lines(path):
         total += 1
-        where = f"{shown(path.name)}:{number}"
+        where = f"{label}:{number}"
         try:
             values = _parse_line(line, where)
             keys |= values.keys()
@@ -51,8 +58,8 @@ def read_jsonl(path: Path, columns: Columns, bad_rows: BadRows) -> list[Row]:
         raise DataError(f"{shown(path)}: the file holds no rows; expected one object per line, like {EXAMPLE}.")
     bad_rows.check(total, before)
     check_optional_columns(keys, columns, shown(path))
-    _notice_unused(keys, columns, shown(path.name), "keys")
-    _notice_shared_audio(rows, shown(path.name))
+    _notice_unused(keys, columns, label, "keys")
+    _notice_shared_audio(rows, label)
     return rows
 
 

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from vibevoice_finetune.data.dataset import Draw, Example
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.errors import DataError
 
 ORDER_STREAM = 3
@@ -34,6 +36,7 @@ class RowBatches(Sampler[list[Draw]]):
         rank: this process.
         world_size: number of processes.
         drop_last: leave out the last, smaller micro-batch.
+        mix: shares of several data sets, whose rows lie one after another; None: each row once per epoch.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class RowBatches(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        mix: Mix | None = None,
     ) -> None:
-        self.num_rows = num_rows
+        self.num_rows = num_rows if mix is None else sum(mix.rows_of_epoch)
+        self.mix = mix
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -63,17 +68,22 @@ class RowBatches(Sampler[list[Draw]]):
         return self.num_rows // rows_at_once if self.drop_last else math.ceil(self.num_rows / rows_at_once)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.arange(self.num_rows)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch, ORDER_STREAM)).permutation(self.num_rows)
+        epochs, order = self._order()
         rows_at_once = self.batch_size * self.world_size
         for micro_batch in range(len(self)):
-            rows = order[micro_batch * rows_at_once : (micro_batch + 1) * rows_at_once]
-            mine = rows[self.rank :: self.world_size]
-            if len(mine):
-                yield [Draw(self.epoch, int(row)) for row in mine]
-            else:
-                yield [Draw(self.epoch, int(rows[0]), ghost=True)]
+            these = slice(micro_batch * rows_at_once, (micro_batch + 1) * rows_at_once)
+            draws = list(zip(epochs[these].tolist(), order[these].tolist(), strict=True))
+            mine = draws[self.rank :: self.world_size]
+            yield [Draw(*draw) for draw in mine] if mine else [Draw(*draws[0], ghost=True)]
+
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Epochs and rows of the visits."""
+        epochs = np.full(self.num_rows, self.epoch)
+        if self.seed is None:
+            return epochs, np.arange(self.num_rows)
+        if self.mix is not None:
+            return self.mix.order(self.seed, self.epoch)
+        return epochs, np.random.default_rng((self.seed, self.epoch, ORDER_STREAM)).permutation(self.num_rows)
 
 
 class TokenBatches(Sampler[list[Draw]]):

@@ -96,7 +96,7 @@ def training_flags(model_dir: Path, run_dir: Path, max_steps: int) -> dict[str, 
     """
     return {
         "model_name_or_path": str(model_dir),
-        "train_jsonl": str(SPEECH),
+        "train_jsonl": [str(SPEECH)],
         "eval_split_size": 0.17,
         "output_dir": str(run_dir),
         "do_train": True,

@@ -67,9 +67,7 @@ def _check_size(root: yaml.Node | None, where: str) -> None:
         node = waiting.pop()
         count += 1
         if count > MAX_VALUES:
-            raise ArgumentError(
-                f"{where}: holds more than {MAX_VALUES:,} values once its aliases are written out."
-            )
+            raise ArgumentError(f"{where}: holds more than {MAX_VALUES:,} values once its aliases are written out.")
         if isinstance(node, yaml.SequenceNode):
             waiting.extend(node.value)
         elif isinstance(node, yaml.MappingNode):

@@ -5,11 +5,14 @@ from typing import Literal
 
 from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.declare import COUNT, SHARE, SHARE_BELOW_ONE, Range, flag
+from vibevoice_finetune.flags.shares import check_count, parse_shares
+
+VALIDATION_HELP = "The same for evaluation."
 
 
 @dataclass
-class RowFlags:
-    """Where rows come from and what their columns are called."""
+class OneDataSet:
+    """A data set to look at."""
 
     train_jsonl: str | None = flag(
         None,
@@ -17,11 +20,47 @@ class RowFlags:
         group="data",
         is_path=True,
     )
-    validation_jsonl: str | None = flag(None, help="The same for evaluation.", group="data", is_path=True)
+    validation_jsonl: str | None = flag(None, help=VALIDATION_HELP, group="data", is_path=True)
     dataset_name: str | None = flag(
         None, help="Hugging Face data set: a Hub id or a folder of save_to_disk.", group="data", is_path=True
     )
-    dataset_config_name: str | None = flag(None, help="Its configuration.", group="data")
+
+
+@dataclass
+class DataSets:
+    """The data sets of a training."""
+
+    train_jsonl: list[str] | None = flag(
+        None,
+        help='The training rows: JSONL files, a row per line: {"text", "audio", "voice_prompts", "speaker"}. Several '
+        "are one data set, unless there is --mix.",
+        group="data",
+        is_path=True,
+        is_list=True,
+    )
+    validation_jsonl: str | None = flag(None, help=VALIDATION_HELP, group="data", is_path=True)
+    dataset_name: list[str] | None = flag(
+        None,
+        help="Hugging Face data sets, instead of JSONL files or besides them: Hub ids or folders of save_to_disk.",
+        group="data",
+        is_path=True,
+        is_list=True,
+    )
+    mix: str | None = flag(
+        None,
+        help="Share of each data set in the rows of a step, as in 0.8,0.2: JSONL files first, in their order. An "
+        "epoch is then a pass over the first set; the others go on where the last epoch left them.",
+        group="data",
+        is_list=True,
+        shown_default="all rows of all sets, once per epoch",
+    )
+
+
+@dataclass
+class ColumnFlags:
+    """What the parts and columns of the data are called."""
+
+    dataset_config_name: str | None = flag(None, help="Configuration of the Hugging Face data set.", group="data")
     train_split_name: str = flag("train", help="Its split for training.", group="data")
     eval_split_name: str = flag("validation", help="Its split for evaluation, if it has one.", group="data")
     text_column_name: str = flag("text", help="Column (or JSONL key) of the script.", group="data")
@@ -34,7 +73,12 @@ class RowFlags:
 
 
 @dataclass
-class DataArguments(RowFlags):
+class RowFlags(ColumnFlags, OneDataSet):
+    """Where the rows of one data set come from, and what its columns are called."""
+
+
+@dataclass
+class DataArguments(ColumnFlags, DataSets):
     """Where rows come from and how they become latents."""
 
     eval_split_size: float = flag(
@@ -83,6 +127,18 @@ class DataArguments(RowFlags):
     )
 
     def __post_init__(self) -> None:
-        if (self.train_jsonl is None) == (self.dataset_name is None):
-            found = "both" if self.train_jsonl else "neither"
-            raise ArgumentError(f"give either --train_jsonl or --dataset_name (found {found}).")
+        names = [*(self.train_jsonl or ()), *(self.dataset_name or ())]
+        if not names:
+            raise ArgumentError("there is nothing to train on; give --train_jsonl or --dataset_name.")
+        if self.shares is not None:
+            check_count(self.shares, names)
+        if self.mix is not None and self.max_tokens_per_batch is not None:
+            raise ArgumentError(
+                "--mix and --max_tokens_per_batch: shares are of rows, and such batches are filled by tokens; use "
+                "--per_device_train_batch_size."
+            )
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """What `--mix` says; None without it."""
+        return None if self.mix is None else parse_shares(self.mix)

@@ -17,6 +17,7 @@ from transformers import VibeVoiceConfig
 from transformers.training_args import OptimizerNames
 
 from vibevoice_finetune.arguments import SPLIT_OPTIMIZERS, Arguments
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.sampler import RowBatches, TokenBatches
 from vibevoice_finetune.data.voice_prompts import PlannedRow
 from vibevoice_finetune.memory import count
@@ -155,7 +156,12 @@ def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: boo
 
 
 def estimate_for(
-    arguments: Arguments, config: VibeVoiceConfig, rows: Sequence[PlannedRow], *, encodes: bool
+    arguments: Arguments,
+    config: VibeVoiceConfig,
+    rows: Sequence[PlannedRow],
+    *,
+    encodes: bool,
+    mix: Mix | None = None,
 ) -> Estimate:
     """The estimate for a run whose rows are known and whose model is about to be loaded.
 
@@ -164,12 +170,13 @@ def estimate_for(
         config: of the model.
         rows: the rows of the run.
         encodes: whether audio is encoded before.
+        mix: shares of several data sets.
     """
     device, processes = arguments.loop.device, arguments.loop.world_size
     found = largest(
         count.measure(config),
         recipe_of(arguments, device.type, processes),
-        micro_batches(arguments, rows, processes),
+        micro_batches(arguments, rows, processes, mix),
         encodes=encodes,
     )
     return replace(found, available=device_bytes(device))
@@ -215,15 +222,19 @@ def recipe_of(arguments: Arguments, device: str, processes: int = 1) -> Recipe:
     )
 
 
-def micro_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1) -> Iterator[MicroBatch]:
+def micro_batches(
+    arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1, mix: Mix | None = None
+) -> Iterator[MicroBatch]:
     """The micro-batches that the trainer will make, of all processes and epochs (or as many as are looked at)."""
-    return islice(_all_batches(arguments, rows, processes), MAX_BATCHES_LOOKED_AT)
+    return islice(_all_batches(arguments, rows, processes, mix), MAX_BATCHES_LOOKED_AT)
 
 
-def optimizer_steps(arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1) -> tuple[int, int]:
+def optimizer_steps(
+    arguments: Arguments, rows: Sequence[PlannedRow], processes: int = 1, mix: Mix | None = None
+) -> tuple[int, int]:
     """Optimizer steps of the whole run and of an epoch."""
     loop = arguments.loop
-    micro_steps = len(_sampler(arguments, rows, 0, processes))
+    micro_steps = len(_sampler(arguments, rows, 0, processes, mix))
     an_epoch = math.ceil(micro_steps / loop.gradient_accumulation_steps)
     return (loop.max_steps if loop.max_steps > 0 else math.ceil(loop.num_train_epochs * an_epoch)), an_epoch
 
@@ -244,9 +255,11 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: int) -> Iterator[MicroBatch]:
-    total, an_epoch = optimizer_steps(arguments, rows, processes)
-    samplers = [_sampler(arguments, rows, rank, processes) for rank in range(processes)]
+def _all_batches(
+    arguments: Arguments, rows: Sequence[PlannedRow], processes: int, mix: Mix | None
+) -> Iterator[MicroBatch]:
+    total, an_epoch = optimizer_steps(arguments, rows, processes, mix)
+    samplers = [_sampler(arguments, rows, rank, processes, mix) for rank in range(processes)]
     for epoch in range(math.ceil(total / an_epoch)):
         for sampler in samplers:
             sampler.set_epoch(epoch)
@@ -256,13 +269,16 @@ def _all_batches(arguments: Arguments, rows: Sequence[PlannedRow], processes: in
                 yield MicroBatch(len(chosen), tokens, frames, labels=tokens - frames)
 
 
-def _sampler(arguments: Arguments, rows: Sequence[PlannedRow], rank: int, processes: int) -> RowBatches | TokenBatches:
+def _sampler(
+    arguments: Arguments, rows: Sequence[PlannedRow], rank: int, processes: int, mix: Mix | None
+) -> RowBatches | TokenBatches:
     """The trainer's own order of one process."""
     loop, max_tokens = arguments.loop, arguments.data.max_tokens_per_batch
     if max_tokens is not None:
         lengths = [row.num_tokens for row in rows]
         return TokenBatches(lengths, max_tokens, seed=loop.draw_seed, rank=rank, world_size=processes)
-    return RowBatches(len(rows), loop.per_device_train_batch_size, seed=loop.draw_seed, rank=rank, world_size=processes)
+    size, seed = loop.per_device_train_batch_size, loop.draw_seed
+    return RowBatches(len(rows), size, seed=seed, rank=rank, world_size=processes, mix=mix)
 
 
 @dataclass(frozen=True)

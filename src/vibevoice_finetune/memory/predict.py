@@ -21,6 +21,7 @@ from vibevoice_finetune.base_model.load import BaseModel, open_base_model
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
 from vibevoice_finetune.base_model.random_model import Size, original_config
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.prompt import Encode, SpecialTokens, generation_prompt
 from vibevoice_finetune.data.rows import BadRows
 from vibevoice_finetune.data.script import parse_script
@@ -60,10 +61,12 @@ class Workload:
 
     Attributes:
         rows: planned rows; empty if they are not known.
+        mix: shares of several data sets.
         notes: what was assumed, for the reader.
     """
 
     rows: list[PlannedRow]
+    mix: Mix | None
     notes: tuple[str, ...]
 
 
@@ -106,8 +109,8 @@ def predict(arguments: Arguments, clip_sec: float = 10.0, processes: int = 1) ->
     if not workload.rows:
         memory = estimate(size, recipe, _assumed(arguments, clip_sec, model_facts), encodes=True)
         return Prediction(memory, 0, 0, 0, workload.notes)
-    memory = largest(size, recipe, micro_batches(arguments, workload.rows, processes), encodes=True)
-    steps, an_epoch = optimizer_steps(arguments, workload.rows, processes)
+    memory = largest(size, recipe, micro_batches(arguments, workload.rows, processes, workload.mix), encodes=True)
+    steps, an_epoch = optimizer_steps(arguments, workload.rows, processes, workload.mix)
     return Prediction(memory, len(workload.rows), steps, an_epoch, workload.notes)
 
 
@@ -123,28 +126,35 @@ def _model(arguments: Arguments) -> tuple[VibeVoiceConfig, BaseModel | None]:
 
 def _workload(arguments: Arguments, clip_sec: float, model_facts: ModelFacts, checkpoint: BaseModel | None) -> Workload:
     data, bad_rows = arguments.data, BadRows(arguments.data.on_bad_row)
-    if not data.train_jsonl and not Path(data.dataset_name or "").is_dir():
-        return Workload([], (f"rows are not known: clips of {clip_sec:g} s assumed (--clip_sec)",))
-    rows, _ = read_training_rows(arguments, None, bad_rows)
-    requests = make_requests(
-        rows,
-        seed=arguments.loop.draw_seed,
-        cuts_per_clip=arguments.data.prompt_cuts_per_clip,
-        normalize_targets=arguments.data.normalize_targets,
-        bad_rows=bad_rows,
-    )
+    if not all(Path(name).is_dir() for name in data.dataset_name or ()):
+        return Workload([], None, (f"rows are not known: clips of {clip_sec:g} s assumed (--clip_sec)",))
+    sets, _ = read_training_rows(arguments, None, bad_rows)
+    requests = [
+        make_requests(
+            each.rows,
+            seed=arguments.loop.draw_seed,
+            cuts_per_clip=arguments.data.prompt_cuts_per_clip,
+            normalize_targets=arguments.data.normalize_targets,
+            bad_rows=bad_rows,
+        )
+        for each in sets
+    ]
     encode, note = _text_lengths(arguments, checkpoint)
     lengths = HeaderLengths(model_facts, clip_sec)
     longest = min(arguments.data.max_length or model_facts.max_positions, model_facts.max_positions)
     # Planning asks the latent store for nothing but keys and lengths.
-    planned = plan_rows(requests, cast(LatentStore, lengths), encode, PLACEHOLDER_TOKENS, longest, bad_rows)
-    bad_rows.check(len(rows) + bad_rows.counts.total())
+    planned = [
+        plan_rows(found, cast(LatentStore, lengths), encode, PLACEHOLDER_TOKENS, longest, bad_rows)
+        for found in requests
+    ]
+    bad_rows.check(sum(len(each.rows) for each in sets) + bad_rows.counts.total())
     notes = [note] if note else []
     if lengths.unread:
         notes.append(f"{lengths.unread:,} recordings whose header says no length: taken as {clip_sec:g} s")
     if bad_rows.summary():
         notes.append(f"left out: {bad_rows.summary()}")
-    return Workload(planned, tuple(notes))
+    mix = None if data.shares is None else Mix(tuple(map(len, planned)), data.shares)
+    return Workload([row for rows in planned for row in rows], mix, tuple(notes))
 
 
 def _text_lengths(arguments: Arguments, checkpoint: BaseModel | None) -> tuple[Encode, str]:

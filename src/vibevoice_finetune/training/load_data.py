@@ -6,9 +6,10 @@ speech tokenizers are in memory only while audio is encoded, and only if some is
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,11 +27,12 @@ from vibevoice_finetune.base_model.load import (
 from vibevoice_finetune.base_model.parts import ModelFacts, facts
 from vibevoice_finetune.base_model.tokenizer import load_tokenizer, special_tokens
 from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.prompt import Encode, FixedPieces, SpecialTokens
 from vibevoice_finetune.data.rows import BadRows, Row
-from vibevoice_finetune.data.splits import read_splits
+from vibevoice_finetune.data.splits import DataSet, read_splits
 from vibevoice_finetune.data.voice_prompts import PlannedRow, RowRequest, make_requests, plan_rows
-from vibevoice_finetune.errors import DataError
+from vibevoice_finetune.errors import DataError, shown
 from vibevoice_finetune.latents.arithmetic import fastest
 from vibevoice_finetune.latents.fill import FillReport, fill
 from vibevoice_finetune.latents.processes import started_together
@@ -65,6 +67,7 @@ class LoadedData:
     bad_rows: str
     filled: FillReport | None
     summaries: dict[str, DataSummary] = field(default_factory=dict)
+    set_names: tuple[str, ...] = ()
 
 
 def load_data(arguments: Arguments, say: Callable[[str], None] | None = None) -> LoadedData:
@@ -88,10 +91,14 @@ def load_data(arguments: Arguments, say: Callable[[str], None] | None = None) ->
     model_facts = facts(checkpoint.config)
     bad_rows = BadRows(data.on_bad_row)
     splits = read_splits(arguments, cache_dir, bad_rows)
-    for line in cheap_warnings(splits.get("train", ())) if arguments.loop.process_index == 0 else ():
-        logger.warning("%s", line)
-    total = sum(map(len, splits.values())) + bad_rows.counts.total()
-    requests = {name: _requests(arguments, rows, special, bad_rows) for name, rows in splits.items()}
+    if arguments.loop.process_index == 0:
+        for line in cheap_warnings([row for each in splits.get("train", ()) for row in each.rows]):
+            logger.warning("%s", line)
+    total = sum(len(each.rows) for sets in splits.values() for each in sets) + bad_rows.counts.total()
+    # Each set by itself: the same name in two of them may be two speakers.
+    requests = {
+        name: [_requests(arguments, each.rows, special, bad_rows) for each in sets] for name, sets in splits.items()
+    }
     fingerprint = encoder_fingerprint(checkpoint)
     store = LatentStore(latents_dir(arguments), fingerprint, model_facts.acoustic_dim, model_facts.semantic_dim)
     encoders = load_encoders(checkpoint, torch.float32, arguments.loop.device, fastest(arguments.loop.device))
@@ -106,20 +113,22 @@ def load_data(arguments: Arguments, say: Callable[[str], None] | None = None) ->
     max_tokens = min(data.max_length or model_facts.max_positions, model_facts.max_positions)
     encode: Encode = FixedPieces(partial(_encode, tokenizer.backend_tokenizer))
     planned = {
-        name: plan_rows(found, store, encode, special, max_tokens, bad_rows, model_positions=model_facts.max_positions)
+        name: [
+            plan_rows(one, store, encode, special, max_tokens, bad_rows, model_positions=model_facts.max_positions)
+            for one in found
+        ]
         for name, found in requests.items()
     }
     bad_rows.check(total)
-    for name, rows in planned.items():
-        if not rows:
-            raise DataError(
-                f"no usable row for {'training' if name == 'train' else 'evaluation'} ({bad_rows.summary()})."
-            )
+    _check_not_empty(splits, planned, bad_rows)
 
     def dataset(name: str) -> SpeechDataset | None:
         if name not in planned:
             return None
-        return SpeechDataset(planned[name], store, encode, special, _settings(arguments, model_facts, name == "eval"))
+        shares = data.shares if name == "train" else None
+        mix = None if shares is None else Mix(tuple(map(len, planned[name])), shares)
+        settings = _settings(arguments, model_facts, name == "eval")
+        return SpeechDataset(list(chain.from_iterable(planned[name])), store, encode, special, settings, mix)
 
     return LoadedData(
         checkpoint=checkpoint,
@@ -129,8 +138,20 @@ def load_data(arguments: Arguments, say: Callable[[str], None] | None = None) ->
         eval_set=dataset("eval"),
         bad_rows=bad_rows.summary(),
         filled=report,
-        summaries={name: _summary(rows, model_facts) for name, rows in planned.items()},
+        summaries={name: _summary(list(chain.from_iterable(sets)), model_facts) for name, sets in planned.items()},
+        set_names=tuple(each.name for each in splits.get("train", ())),
     )
+
+
+def _check_not_empty(
+    splits: Mapping[str, Sequence[DataSet]], planned: Mapping[str, Sequence[Sequence[PlannedRow]]], bad_rows: BadRows
+) -> None:
+    for name, sets in splits.items():
+        for each, rows in zip(sets, planned[name], strict=True):
+            if not rows:
+                which = f" in {shown(each.name)}" if len(sets) > 1 else ""
+                purpose = "training" if name == "train" else "evaluation"
+                raise DataError(f"no usable row for {purpose}{which} ({bad_rows.summary()}).")
 
 
 def _encode(backend: Tokenizer, text: str) -> list[int]:
@@ -157,14 +178,17 @@ def _requests(arguments: Arguments, rows: Sequence[Row], special: SpecialTokens,
 
 def _fill(
     store: LatentStore,
-    requests: dict[str, list[RowRequest]],
+    requests: dict[str, list[list[RowRequest]]],
     encoders: SpeechEncoders,
     bad_rows: BadRows,
     arguments: Arguments,
-) -> tuple[dict[str, list[RowRequest]], FillReport]:
+) -> tuple[dict[str, list[list[RowRequest]]], FillReport]:
     """Fill the store; rows whose audio cannot be encoded are left out (if `bad_rows` lets that pass)."""
     owned: list[tuple[RowRequest, Segment]] = [
-        (request, segment) for found in requests.values() for request in found for segment in request.segments
+        (request, segment)
+        for sets in requests.values()
+        for request in chain.from_iterable(sets)
+        for segment in request.segments
     ]
     loop = arguments.loop
     report = fill(
@@ -177,7 +201,10 @@ def _fill(
     failures = {id(owned[number][0]): failure for number, failure in report.failed.items()}
     for failure in failures.values():
         bad_rows.report(failure, failure.reason)
-    usable = {name: [request for request in found if id(request) not in failures] for name, found in requests.items()}
+    usable = {
+        name: [[request for request in found if id(request) not in failures] for found in sets]
+        for name, sets in requests.items()
+    }
     return usable, report
 
 

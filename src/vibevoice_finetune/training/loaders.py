@@ -28,11 +28,12 @@ def train_loader(
     if max_tokens is not None:
         lengths = [row.num_tokens for row in rows.rows]
         return _loader(args, rows, TokenBatches(lengths, max_tokens, seed=args.draw_seed, **processes))
-    batches = RowBatches(len(rows), batch_size, seed=args.draw_seed, drop_last=args.dataloader_drop_last, **processes)
+    drop_last, mix = args.dataloader_drop_last, rows.mix
+    batches = RowBatches(len(rows), batch_size, seed=args.draw_seed, drop_last=drop_last, mix=mix, **processes)
     if not len(batches):
         raise DataError(
-            f"--dataloader_drop_last: {len(rows):,} rows are fewer than the {batch_size * args.world_size:,} of one "
-            f"micro-batch{' of all processes' if args.world_size > 1 else ''}, so nothing would be trained; lower "
+            f"--dataloader_drop_last: {batches.num_rows:,} rows are fewer than the {batch_size * args.world_size:,} of "
+            f"one micro-batch{' of all processes' if args.world_size > 1 else ''}, so nothing would be trained; lower "
             "--per_device_train_batch_size or leave the flag out."
         )
     return _loader(args, rows, batches)

@@ -1,7 +1,7 @@
 """The start-up report: on one screen, what is trained, on what, and for how long."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from vibevoice_finetune.adapters.attach import head_parameters
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.training.load_data import DataSummary, LoadedData
 
 SLOW_BF16 = (
@@ -66,6 +67,8 @@ def print_report(
     console.print(table, soft_wrap=False)
     for name, summary in data.summaries.items():
         console.print(f"{name:5} {_data_line(summary)}")
+    if data.train_set is not None and data.train_set.mix is not None:
+        console.print(f"mix   {_mix_line(data.train_set.mix, data.set_names)}")
     if data.bad_rows:
         console.print(f"left out: {data.bad_rows}", style="yellow")
     if is_slow_bf16(arguments.loop.device, bf16=arguments.loop.bf16):
@@ -80,6 +83,14 @@ def _data_line(summary: DataSummary) -> str:
     prompts = ", ".join(f"{count:,} {source}" for source, count in summary.prompt_sources.most_common())
     speakers = f", {summary.speakers} speakers" if summary.speakers else ""
     return f"{summary.rows:,} rows, {_duration(summary.audio_hours)}{speakers}; voice prompts: {prompts}"
+
+
+def _mix_line(mix: Mix, names: Sequence[str]) -> str:
+    parts = (
+        f"{count:,} of the {size:,} rows of {name} ({count / sum(mix.rows_of_epoch):.1%})"
+        for count, size, name in zip(mix.rows_of_epoch, mix.sizes, names, strict=True)
+    )
+    return f"an epoch has {', '.join(parts)}"
 
 
 def _duration(hours: float) -> str:

@@ -12,11 +12,12 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -172,7 +173,7 @@ def expected_memory(arguments: Arguments, data: LoadedData) -> Estimate:
     rows = data.train_set or data.eval_set
     assert rows is not None, "neither training nor evaluation"
     encodes = data.filled is not None and data.filled.encoded > 0
-    return estimate_for(arguments, data.checkpoint.config, rows.rows, encodes=encodes)
+    return estimate_for(arguments, data.checkpoint.config, rows.rows, encodes=encodes, mix=rows.mix)
 
 
 def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Path | None:
@@ -280,6 +281,7 @@ def exporter(
         expects_voice_prompt=has_prompts and arguments.data.voice_prompt_drop_rate < 1,
         versions=versions(),
         settings=arguments.given,
+        changed_from_recipe=arguments.changed_from_recipe,
     )
 
     writes = arguments.loop.process_index == 0
@@ -356,7 +358,7 @@ def hand_over(result: Path, data: LoadedData, upload: Upload | None, console: Co
 
 def write_settings(arguments: Arguments, output_dir: Path) -> None:
     """Write the flags, so that `--config arguments.yaml` repeats the run, and what it runs on."""
-    write_file(output_dir / "arguments.yaml", yaml.safe_dump(arguments.given, sort_keys=False, allow_unicode=True))
+    write_file(output_dir / "arguments.yaml", _changes(arguments) + _as_yaml(arguments.given))
     environment = {
         "command": [Path(sys.argv[0]).name, *masked(sys.argv[1:])],
         "versions": versions(),
@@ -368,6 +370,17 @@ def write_settings(arguments: Arguments, output_dir: Path) -> None:
         "processes": arguments.loop.world_size,
     }
     write_json(output_dir / "environment.json", environment)
+
+
+def _changes(arguments: Arguments) -> str:
+    """Comments that say what differs from the recipe; the flags below are all there, whatever the recipe becomes."""
+    changed = arguments.changed_from_recipe
+    lines = [f"# not as in the recipe: {_as_yaml({name: value}).strip()}" for name, value in changed.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _as_yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def versions() -> dict[str, str]:

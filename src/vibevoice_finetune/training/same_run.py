@@ -26,7 +26,7 @@ MODEL_FLAGS = (
     "load_in_4bit",
     "load_in_8bit",
 )
-DATA_FLAGS = ("voice_prompt_drop_rate", "max_tokens_per_batch")
+DATA_FLAGS = ("voice_prompt_drop_rate", "max_tokens_per_batch", "mix")
 LOOP_FLAGS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -69,6 +69,8 @@ def identity(
     for name, rows in (("training rows", train_set), ("evaluation rows", eval_set)):
         if rows is not None:
             found[name] = digest_rows(rows)
+            if rows.mix is not None:
+                found[f"sizes of the {name}"] = list(rows.mix.sizes)
     for part, names in ((arguments.model, MODEL_FLAGS), (arguments.data, DATA_FLAGS), (loop, LOOP_FLAGS)):
         values = vars(part)
         found |= {f"--{name}": _plain(values[name]) for name in names}

@@ -6,6 +6,7 @@ from threading import Event
 import pytest
 from torch.utils.data import DataLoader
 
+from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.sampler import EpochLoader, RowBatches, TokenBatches
 from vibevoice_finetune.errors import DataError
 
@@ -146,3 +147,52 @@ def test_token_batches_are_dealt_to_processes(world_size):
 def test_a_row_that_never_fits_is_refused():
     with pytest.raises(DataError, match="--max_tokens_per_batch 200: the longest row has 250 tokens"):
         TokenBatches(LENGTHS, 200, seed=1)
+
+
+def visits(sampler: RowBatches, epoch: int) -> list[tuple[int, int]]:
+    sampler.set_epoch(epoch)
+    return [(draw.epoch, draw.row) for batch in sampler for draw in batch if not draw.ghost]
+
+
+def mixed(batch_size: int = 5, rank: int = 0, world_size: int = 1) -> RowBatches:
+    """Eight rows (0 to 7) and three (8 to 10), of which every epoch takes 8 and 2."""
+    mix = Mix(sizes=(8, 3), shares=(0.8, 0.2))
+    return RowBatches(11, batch_size, seed=4, rank=rank, world_size=world_size, mix=mix)
+
+
+def test_an_epoch_of_a_mix_is_a_pass_over_the_first_set_and_a_share_of_the_other() -> None:
+    sampler = mixed()
+    assert len(sampler) == 2  # ten rows in batches of five
+    for epoch in range(6):
+        first = [visit for visit in visits(sampler, epoch) if visit[1] < 8]
+        assert sorted(first) == [(epoch, row) for row in range(8)]
+    # The second set: two visits an epoch, so six epochs pass through its three rows four times.
+    second = [visit for epoch in range(6) for visit in visits(sampler, epoch) if visit[1] >= 8]
+    assert sorted(second) == [(own, row) for own in range(4) for row in (8, 9, 10)]
+
+
+def test_every_step_of_a_mix_has_its_shares() -> None:
+    """Eight of one and two of the other: each half of the epoch has one of the two."""
+    sampler = mixed()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        assert [sum(draw.row >= 8 for draw in batch) for batch in sampler] == [1, 1]
+
+
+def test_a_small_set_of_a_mix_is_visited_several_times_with_other_draws_each_time() -> None:
+    sampler = RowBatches(6, 4, seed=0, mix=Mix(sizes=(4, 2), shares=(0.4, 0.6)))
+    assert sorted(visits(sampler, 0)) == [(0, row) for row in range(6)] + [(1, 4), (1, 5), (2, 4), (2, 5)]
+    assert min(own for own, row in visits(sampler, 1) if row >= 4) == 3
+
+
+def test_a_mix_is_the_same_over_processes_and_differs_by_epoch() -> None:
+    alone = mixed(batch_size=4)
+    together = [mixed(batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+    for epoch in range(3):
+        for sampler in [alone, *together]:
+            sampler.set_epoch(epoch)
+        for batch, *parts in zip(alone, *together, strict=True):
+            assert sorted((d.epoch, d.row) for d in batch) == sorted(
+                (d.epoch, d.row) for part in parts for d in part if not d.ghost
+            )
+    assert visits(alone, 0) != visits(alone, 1)
