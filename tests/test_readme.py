@@ -4,42 +4,41 @@ import ast
 import pkgutil
 import re
 import shlex
-from dataclasses import MISSING, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
-from vibevoice_finetune.arguments import DataArguments, FinetuneArguments, ModelArguments
+from tests.flag_tables import in_order, page_with_tables, row
+from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.commands.parser import parse, parse_flags
 from vibevoice_finetune.commands.table import COMMANDS
 from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.flags.declare import flag
 from vibevoice_finetune.generation.generate import GenerationRequest, generate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FLAGS = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
 
-LISTED_ANYWAY = {"max_grad_norm"}
-"""A flag of transformers that the table explains, because it does nothing without one of ours."""
+
+def test_the_tables_of_flags_are_those_of_the_declarations() -> None:
+    assert page_with_tables(FLAGS) == FLAGS, "write them anew: python -m tests.flag_tables"
 
 
-def defaults() -> dict[str, str]:
-    """Our own flags with their defaults, as the table writes them."""
-    inherited = {field.name for field in fields(TrainingArguments)} - LISTED_ANYWAY
-    found = {}
-    for group in (ModelArguments, DataArguments, FinetuneArguments):
-        for field in fields(group):
-            if group is not FinetuneArguments or field.name not in inherited:
-                value = "required" if field.default is MISSING else field.default
-                found[field.name] = "none" if value is None else str(value)
-    return found
+def test_a_table_has_names_defaults_and_help() -> None:
+    @dataclass(kw_only=True)
+    class Flags:
+        share: float = flag(0.5, help="A share, as in {a|b}.")
+        place: str = flag(help="Where.", positional=True)
+        files: list[str] = flag([], help="Files.", shown_default="those of DATA")
 
-
-def test_the_tables_list_every_flag_with_its_default() -> None:
-    rows = re.findall(r"^\| `--(\w+)` \| ([^|]+) \| [^|]+ \|$", FLAGS, flags=re.MULTILINE)
-    assert len(dict(rows)) == len(rows), "a flag is listed twice"
-    assert dict(rows) == defaults()
+    assert [row(field) for field in in_order(fields(Flags))] == [
+        "| `PLACE` | required | Where |\n",
+        "| `--share` | 0.5 | A share, as in `{a\\|b}` |\n",
+        "| `--files` | those of DATA | Files |\n",
+    ]
 
 
 def test_defaults_that_differ_from_transformers_are_named() -> None:

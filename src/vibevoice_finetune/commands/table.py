@@ -45,6 +45,7 @@ COMMANDS = (
     Command("validate", "commands.validate:validate", "find every problem of a data set, before training"),
     Command("train", "commands.train:train", "fine-tune a checkpoint on speech; writes an adapter"),
     Command("recipes", "commands.recipes:recipes", "list the recipes of train, or print one, with its reasons"),
+    Command("rehearse", "commands.rehearse:rehearse", "let the base model speak: a data set against forgetting"),
     Command("encode", "commands.encode:encode", "fill the latent store of a data set, without training"),
     Command("estimate", "commands.estimate:estimate", "say what memory a training needs, and which GPUs it fits"),
     Command("generate", "commands.generate:generate", "say a text with a model, with or without an adapter"),

@@ -11,7 +11,10 @@ from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.recipes.shelf import FOLDER, NAMES, find, purpose_of, text_of
 
 OWN = ["--model_name_or_path", "M", "--train_jsonl", "F", "--output_dir", "O", "--report_to", "none"]
-WITHOUT_REASON = {"do_train", "gradient_clipping", "gradient_accumulation_steps", "save_steps", "save_total_limit"}
+WITHOUT_REASON = {
+    *("do_train", "gradient_clipping", "gradient_accumulation_steps", "eval_strategy", "save_steps"),
+    *("save_total_limit", "per_device_train_batch_size"),
+}
 """Lines that speak for themselves beside the one above or below."""
 
 
