@@ -25,6 +25,7 @@ from vibevoice_finetune.errors import ArgumentError, DataError, shown
 from vibevoice_finetune.evaluation.health import health
 from vibevoice_finetune.evaluation.recogniser import Recogniser, load_recogniser
 from vibevoice_finetune.evaluation.speak import Said, Voice, say_all
+from vibevoice_finetune.evaluation.words import normalise
 from vibevoice_finetune.files.atomic import check_writable, remove_folder, write_file
 from vibevoice_finetune.files.locks import locked
 from vibevoice_finetune.generation.generate import GenerationRequest, ModelSource
@@ -102,7 +103,8 @@ def rehearse(request: RehearsalRequest, progress: Callable[[int, int], None] | N
         progress: told texts done and texts in all.
 
     Raises:
-        UserError: the texts, the voices or the model cannot be used, or nothing that was said is fit to be learned.
+        UserError: the texts, the voices or the model cannot be used, nothing that was said is fit to be learned, or the
+            extra `evaluate` is not installed.
     """
     texts, voices = read_texts(request.texts), find_voices(request.voices)
     if (request.output / ROWS).exists():
@@ -110,6 +112,7 @@ def rehearse(request: RehearsalRequest, progress: Callable[[int, int], None] | N
             f"--output {shown(request.output)}: holds a data set already ({ROWS}); name another folder."
         )
     check_writable(request.output, "--output")
+    normalise("")  # what compares words may not be installed: said before anything is spoken
     recogniser = None if request.recogniser is None else load_recogniser(request.recogniser, request.language)
     rows = [_row(text, where, *voices[number % len(voices)]) for number, (text, where) in enumerate(texts)]
     settings = GenerationRequest(

@@ -65,6 +65,7 @@ DATA_FLAGS = {
     "on_bad_row": "error",
 }
 LOOP_FLAGS = {
+    "recipe": None,
     "ddpm_batch_mul": 1,
     "ce_loss_weight": 1.0,
     "diffusion_loss_weight": 1.0,

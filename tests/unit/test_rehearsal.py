@@ -115,7 +115,7 @@ def test_a_data_set_that_is_there_is_not_replaced(request_: RehearsalRequest) ->
     [
         ("\n \n", "holds no text; write one on each line"),
         (b"\xff\xfe", "cannot be read .is not UTF-8"),
-        ("Hello.\nAnna: Come in.", r"texts.txt:2: "),
+        ("Hello.\nSpeaker 0: Come in. Speaker 1: Thanks.", r"texts.txt:2: "),
     ],
 )
 def test_texts_that_cannot_be_said(tmp_path: Path, content: str | bytes, message: str) -> None:
