@@ -229,7 +229,7 @@ class Arguments:
         loop: the loop and the losses.
         given: the flags that somebody typed or wrote into a file, or that the recipe sets, with their values; no
             secrets.
-        recipe_values: what the recipe sets.
+        recipe_values: what the recipe sets; no secrets.
     """
 
     model: ModelArguments
@@ -275,8 +275,11 @@ def make_arguments(
     check_attention(model.attn_implementation, on_gpu=loop.on_gpu, bf16=loop.bf16)
     if model.quantised_bits:
         check_bitsandbytes(f"--load_in_{model.quantised_bits}bit")
-    recorded = {name: value for name, value in given.items() if not is_secret(name)}
-    return Arguments(model, data, loop, recorded, dict(recipe_values or {}))
+    recorded, of_recipe = (
+        {name: value for name, value in values.items() if not is_secret(name)}
+        for values in (given, recipe_values or {})
+    )
+    return Arguments(model, data, loop, recorded, of_recipe)
 
 
 def _asks_for(what: str) -> bool:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vibevoice_finetune.commands.parser import parse_run
 from vibevoice_finetune.flags.declare import COUNT, POSITIVE, flag
+from vibevoice_finetune.flags.shares import parse_shares
 
 if TYPE_CHECKING:
     from vibevoice_finetune.memory.predict import Prediction
@@ -51,7 +52,8 @@ def estimate(words: list[str]) -> None:
 
 def filled(given: Mapping[str, Any]) -> dict[str, Any]:
     """What `train` requires and memory does not depend on."""
-    rows = {} if given.keys() & {"train_jsonl", "dataset_name"} else {"dataset_name": [UNKNOWN_ROWS]}
+    sets = len(parse_shares(given["mix"])) if "mix" in given else 1
+    rows = {} if given.keys() & {"train_jsonl", "dataset_name"} else {"dataset_name": [UNKNOWN_ROWS] * sets}
     return {"output_dir": "", "do_train": True, **rows}
 
 

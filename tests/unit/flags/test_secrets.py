@@ -41,7 +41,9 @@ def test_what_a_run_writes_about_itself_holds_no_token(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/vibevoice-finetune", "train", *words])
     config = tmp_path / "run.yaml"
     config.write_text("hub_token: topsecret\n")
-    write_settings(parse([*words[:-2], "--config", str(config)]), tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("hub_token: secret-of-the-recipe\n")
+    write_settings(parse([*words[:-2], "--config", str(config), "--recipe", str(recipe)]), tmp_path)
     written = "".join((tmp_path / name).read_text() for name in ("environment.json", "arguments.yaml"))
     assert "secret" not in written
     assert "--hub_token=***" in json.loads((tmp_path / "environment.json").read_text())["command"]

@@ -5,7 +5,8 @@ import re
 import pytest
 import yaml
 
-from vibevoice_finetune.commands.parser import parse
+from vibevoice_finetune.commands.estimate import filled
+from vibevoice_finetune.commands.parser import parse, parse_run
 from vibevoice_finetune.commands.table import main
 from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.recipes.shelf import FOLDER, NAMES, find, purpose_of, text_of
@@ -105,3 +106,9 @@ def test_they_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == text_of("voice")
     assert main(["recipes", "voise"]) == 2
     assert "did you mean voice?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_estimate_takes_a_recipe_without_data(name: str) -> None:
+    arguments, _ = parse_run(["--model_name_or_path", "M", "--recipe", name], "estimate", "", fill=filled)
+    assert arguments.data.dataset_name == ["unknown"] * (2 if name == "language" else 1)
