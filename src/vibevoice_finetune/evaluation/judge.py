@@ -1,4 +1,4 @@
-"""What is measured of each take: words, voice, end, pace.
+"""What is measured of each take: words, voice, end, pace, sound, losses.
 
 In come takes (`evaluation/speak.py`) and the rows that they say, out go figures per take. The judges are loaded once
 and asked once for each piece of audio; their answers are kept beside it under their names, so a second evaluation does
@@ -8,7 +8,7 @@ not ask again, and answers of other judges are never mixed in.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,20 @@ from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, load_audio
 from vibevoice_finetune.data.rows import Row
 from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.evaluation.health import health, letters_per_sec
+from vibevoice_finetune.evaluation.judges.quality import Quality
+from vibevoice_finetune.evaluation.losses import RowLosses
 from vibevoice_finetune.evaluation.recogniser import Recogniser
 from vibevoice_finetune.evaluation.speak import Said
 from vibevoice_finetune.evaluation.words import Errors, letter_errors, word_errors
 from vibevoice_finetune.files.atomic import write_json
+from vibevoice_finetune.validation.audio_checks import MIN_SPEECH_SEC, check_sound
+from vibevoice_finetune.validation.listen import Sound, measured
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Floats, int], Floats]
+
+SOUND_FAULTS = ("music", "reverberation", "noise", "clipped", "narrow-band", "dc-offset")
+"""Of what `validate` remarks on, what is a fault of the sound and not of its length or its edges."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Judges:
         encoder: of voices.
         encoder_name: as the report names it.
         language: of the texts.
+        quality: guesses how good a take sounds; None where that is not asked for.
     """
 
     recogniser: Recogniser
@@ -44,6 +52,7 @@ class Judges:
     encoder: Encode
     encoder_name: str
     language: str = "en"
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,10 @@ class Judged:
         similarity: cosine to the speaker's real clips, their mean; None without such clips or without audio.
         signs: what is wrong with it, by `health.SIGNS`.
         pace: letters a second over those of the row's real clip; None without speech.
+        sound: its numbers as `validate` measures them; None without speech.
+        sound_faults: what `validate` would remark on in it.
+        quality: predicted opinion, 1 to 5; None where it was not asked for.
+        losses: of the row under the model, the same for all its takes; None where they were not computed.
     """
 
     said: Said
@@ -67,6 +80,10 @@ class Judged:
     similarity: float | None
     signs: tuple[str, ...]
     pace: float | None
+    sound: Sound | None = None
+    sound_faults: tuple[str, ...] = ()
+    quality: float | None = None
+    losses: RowLosses | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,7 @@ class Reference:
         words: errors of the recogniser on the real clips: what it cannot do better than.
         pace: by row, letters a second of the real clip.
         duration_sec: by row, of the real clip.
+        figures: what the real clips themselves get, by the keys of `compare.FIGURES`.
     """
 
     centres: dict[str, Floats]
@@ -88,6 +106,7 @@ class Reference:
     words: Errors
     pace: list[float | None]
     duration_sec: list[float]
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def spoken_text(row: Row) -> str:
@@ -108,16 +127,23 @@ def listen_to_real_clips(rows: Sequence[Row], judges: Judges) -> Reference:
         judges: the same that judge the model.
     """
     vectors: dict[str, list[Floats]] = defaultdict(list)
-    words, pace, lengths_sec = Errors(0, 0, 0, 0), [], []
+    words, letters, pace, lengths_sec = Errors(0, 0, 0, 0), Errors(0, 0, 0, 0), [], []
+    sounds: list[Sound] = []
+    faults = unhealthy = 0
     for row in rows:
         samples = load_audio(row.audio)
         text = spoken_text(row)
         lengths_sec.append(len(samples) / SAMPLING_RATE_HZ)
         heard = judges.recogniser(samples, SAMPLING_RATE_HZ)
         words += word_errors(text, heard, judges.language)
+        letters += letter_errors(text, heard, judges.language)
         vectors[speaker_of(row)].append(judges.encoder(samples, SAMPLING_RATE_HZ))
         found = health(samples, SAMPLING_RATE_HZ, text, heard, language=judges.language)
         pace.append(letters_per_sec(text, found.speech_sec, judges.language) or None)
+        unhealthy += bool(found.signs)
+        sound, remarks = listen_to_sound(samples)
+        sounds += [sound] if sound is not None else []
+        faults += bool(remarks)
     own = [value for clips in vectors.values() for value in _against_the_others(clips)]
     centres = {speaker: _unit(np.sum(clips, axis=0)) for speaker, clips in vectors.items()}
     others = [
@@ -127,14 +153,34 @@ def listen_to_real_clips(rows: Sequence[Row], judges: Judges) -> Reference:
         for name, centre in centres.items()
         if name != speaker
     ]
+    ceiling = float(np.mean(own)) if own else None
+    figures = {"word_error": words.rate, "letter_error": letters.rate, "pace": 1.0}
+    figures |= {"unhealthy": unhealthy / len(rows), "sound_faults": faults / len(rows)} if rows else {}
+    figures |= {} if ceiling is None else {"similarity": ceiling}
+    if sounds:
+        figures["level"] = float(np.mean([sound.level_dbfs for sound in sounds]))
+        figures["noise"] = float(np.mean([sound.noise_db for sound in sounds]))
+        figures["bandwidth"] = float(np.mean([sound.bandwidth_hz for sound in sounds])) / 1000
     return Reference(
         centres=centres,
-        ceiling=float(np.mean(own)) if own else None,
+        ceiling=ceiling,
         floor=float(np.mean(others)) if others else None,
         words=words,
         pace=pace,
         duration_sec=lengths_sec,
+        figures=figures,
     )
+
+
+def listen_to_sound(samples: Floats) -> tuple[Sound | None, tuple[str, ...]]:
+    """Level, bandwidth and noise by the measure of `validate`, and which of its remarks a recording gets."""
+    if not len(samples):
+        return None, ()
+    sound = measured(samples, samples, SAMPLING_RATE_HZ)
+    if sound.speech_sec < MIN_SPEECH_SEC:
+        return None, ()
+    kinds = [finding.kind for finding in check_sound(sound, "") if finding.kind in SOUND_FAULTS]
+    return sound, tuple(kinds)
 
 
 def judge(
@@ -144,13 +190,22 @@ def judge(
     judges: Judges,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Judged]:
-    """Judge all takes."""
+    """Judge all takes.
+
+    Args:
+        takes: of any models.
+        rows: what they say.
+        reference: of the same rows.
+        judges: the same that heard the real clips.
+        progress: told after each take.
+    """
     judged = []
     for number, said in enumerate(takes):
         row = rows[said.row]
         text = spoken_text(row)
         samples = said.samples()
-        heard, vector = _ask(said, samples, judges)
+        heard, vector, quality = _ask(said, samples, judges)
+        sound, remarks = listen_to_sound(samples)
         found = health(samples, SAMPLING_RATE_HZ, text, heard, ended=said.ended, language=judges.language)
         real = reference.pace[said.row]
         own = letters_per_sec(text, found.speech_sec, judges.language)
@@ -164,6 +219,9 @@ def judge(
                 similarity=float(vector @ centre) if vector is not None and centre is not None else None,
                 signs=found.signs,
                 pace=own / real if real and own else None,
+                sound=sound,
+                sound_faults=remarks,
+                quality=quality,
             )
         )
         if progress is not None:
@@ -171,18 +229,25 @@ def judge(
     return judged
 
 
-def _ask(said: Said, samples: Floats, judges: Judges) -> tuple[str, Floats | None]:
-    """What the judges say of a take, from their earlier answer if there is one."""
+def _ask(said: Said, samples: Floats, judges: Judges) -> tuple[str, Floats | None, float | None]:
+    """What the judges say of a take, from their earlier answers if there are any."""
     if said.audio is None:
-        return "", None
+        return "", None, None
     path = _answers(said.audio, judges)
-    if path.is_file():
-        answer = json.loads(path.read_text(encoding="utf-8"))
-        return str(answer["heard"]), np.asarray(answer["voice"], dtype=np.float32)
-    heard = judges.recogniser(samples, SAMPLING_RATE_HZ)
-    vector = judges.encoder(samples, SAMPLING_RATE_HZ)
-    write_json(path, {"heard": heard, "voice": [round(float(value), 6) for value in vector]})
-    return heard, vector
+    answer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = len(answer)
+    if not known:
+        vector = judges.encoder(samples, SAMPLING_RATE_HZ)
+        answer = {
+            "heard": judges.recogniser(samples, SAMPLING_RATE_HZ),
+            "voice": [round(float(value), 6) for value in vector],
+        }
+    if judges.quality is not None and "quality" not in answer:
+        answer["quality"] = round(judges.quality(samples, SAMPLING_RATE_HZ), 3)
+    if len(answer) > known:
+        write_json(path, answer)
+    voice = np.asarray(answer["voice"], dtype=np.float32)
+    return str(answer["heard"]), voice, answer.get("quality") if judges.quality is not None else None
 
 
 def _answers(audio: Path, judges: Judges) -> Path:
@@ -207,5 +272,12 @@ def _unit(vector: Floats) -> Floats:
 
 def as_json(judged: Judged) -> dict[str, object]:
     """The figures of a take as plain values; paths by their name."""
-    said = asdict(judged.said) | {"audio": judged.said.audio.name if judged.said.audio else None}
-    return asdict(judged) | {"said": said, "signs": list(judged.signs)}
+    plain = asdict(replace(judged, sound=None))
+    plain["said"]["audio"] = judged.said.audio.name if judged.said.audio else None
+    sound = judged.sound
+    plain["sound"] = sound and {
+        "level_dbfs": round(sound.level_dbfs, 2),
+        "noise_db": round(sound.noise_db, 2),
+        "bandwidth_hz": round(sound.bandwidth_hz),
+    }
+    return plain

@@ -7,8 +7,10 @@ evaluations share what they have in common.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from vibevoice_finetune.generation.generate import (
     generate,
     load_speech_model,
 )
+from vibevoice_finetune.generation.prompts import SpeechModel
 from vibevoice_finetune.generation.scripts import Script
 
 Floats = NDArray[np.float32]
@@ -60,6 +63,7 @@ class Said:
         fault: why there is no audio; empty if there is.
         seconds: of work for it, its share of the batch.
         duration_sec: of the audio.
+        first_audio_sec: from the start of its batch to its first audio; None if that was not measured.
     """
 
     voice: str
@@ -70,6 +74,7 @@ class Said:
     fault: str
     seconds: float
     duration_sec: float
+    first_audio_sec: float | None = None
 
     def samples(self) -> Floats:
         """The audio at 24 kHz, (N,); nothing where there is none."""
@@ -82,6 +87,9 @@ class Said:
 Progress = Callable[[int, int], None]
 """Takes done and takes in all."""
 
+WithModel = Callable[[Voice, str, Callable[[], SpeechModel]], None]
+"""Told of each model once its takes are there: which, what identifies it, and how to have it in memory."""
+
 
 def say_all(
     model: ModelSource,
@@ -91,6 +99,7 @@ def say_all(
     folder: Path,
     settings: GenerationRequest,
     progress: Progress | None = None,
+    with_model: WithModel | None = None,
 ) -> list[Said]:
     """Let every model say every row with every seed.
 
@@ -102,6 +111,7 @@ def say_all(
         folder: where audio is kept.
         settings: guidance, steps, length and batch size; its scripts and model are not used.
         progress: told after each take.
+        with_model: for what else is asked of each model while it is in memory.
 
     Raises:
         UserError: a model or an adapter cannot be loaded.
@@ -120,15 +130,16 @@ def say_all(
         done = len(found) + len(wanted) - len(missing)
         if progress is not None:
             progress(done, total)
-        if missing:
-            speaker = load_speech_model(source)
-            for seed in seeds:
-                own = [(number, path) for number, other, path in missing if other == seed]
-                for _ in _say(replace(settings, model=speaker, seed=seed), [(rows[n], path) for n, path in own]):
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-            del speaker
+        speaker = cache(partial(load_speech_model, source))
+        for seed in seeds if missing else ():
+            own = [(rows[number], path) for number, other, path in missing if other == seed]
+            for _ in _say(replace(settings, model=speaker(), seed=seed), own):
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        if with_model is not None:
+            with_model(voice, hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24], speaker)
+        del speaker
         found += [_read(voice.name, number, seed, path) for number, seed, path in wanted]
     return found
 
@@ -138,9 +149,16 @@ def _say(request: GenerationRequest, rows: Sequence[tuple[Row, Path]]) -> Iterat
     for first in range(0, len(rows), request.batch_size):
         batch = rows[first : first + request.batch_size]
         scripts = tuple(script_of(row) for row, _ in batch)
-        found: Generation = generate(replace(request, scripts=scripts))
+        started_sec = time.monotonic()
+        first_audio: list[float] = []
+
+        def heard(_seconds: float, times: list[float] = first_audio, since: float = started_sec) -> None:
+            if not times:
+                times.append(time.monotonic() - since)
+
+        found: Generation = generate(replace(request, scripts=scripts), on_audio=heard)
         for (_, path), speech in zip(batch, found.speeches, strict=True):
-            _write(path, speech, found.seconds / len(batch))
+            _write(path, speech, found.seconds / len(batch), first_audio[0] if first_audio else None)
             yield
 
 
@@ -149,7 +167,7 @@ def script_of(row: Row) -> Script:
     return Script(parse_script(row.text, row.where), tuple(row.voice_prompts or ()), row.where)
 
 
-def _write(path: Path, speech: Speech, seconds: float) -> None:
+def _write(path: Path, speech: Speech, seconds: float, first_audio_sec: float | None) -> None:
     if len(speech.waveform_N):
         with (
             writing_file(path.with_suffix(".wav")) as staging,
@@ -164,6 +182,7 @@ def _write(path: Path, speech: Speech, seconds: float) -> None:
             "fault": speech.fault,
             "seconds": round(seconds, 3),
             "duration_sec": round(speech.duration_sec, 3),
+            "first_audio_sec": None if first_audio_sec is None else round(first_audio_sec, 3),
         },
     )
 
@@ -171,7 +190,8 @@ def _write(path: Path, speech: Speech, seconds: float) -> None:
 def _read(voice: str, number: int, seed: int, path: Path) -> Said:
     said = json.loads(path.read_text(encoding="utf-8"))
     audio = None if said["audio"] is None else path.with_name(said["audio"])
-    return Said(voice, number, seed, audio, said["ended"], said["fault"], said["seconds"], said["duration_sec"])
+    first = said.get("first_audio_sec")
+    return Said(voice, number, seed, audio, said["ended"], said["fault"], said["seconds"], said["duration_sec"], first)
 
 
 def _identity(source: ModelSource, settings: GenerationRequest) -> list[object]:

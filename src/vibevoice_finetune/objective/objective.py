@@ -65,8 +65,16 @@ class Objective(nn.Module):
         The parts with no term in a batch are zero but still reach every trained tensor, so that processes with
         different rows always exchange the same gradients.
         """
+        clean_FC, hidden_TD = self.states(batch)
+        return self.loss_sums(clean_FC, hidden_TD, batch)
+
+    def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The target latents (F, C) that were drawn, and the last hidden states (T, D)."""
         clean_FC = draw_latents(self.model, batch["target_mean"], batch["target_jitter"])
-        hidden_TD = self.hidden_states(self.embeddings(batch, clean_FC), batch)
+        return clean_FC, self.hidden_states(self.embeddings(batch, clean_FC), batch)
+
+    def loss_sums(self, clean_FC: Tensor, hidden_TD: Tensor, batch: Batch) -> LossSums:
+        """Sums of the three losses, of what `states` returned."""
         output_matrix_VD = parts.lm_head(self.model).weight
         logits_M4 = control_logits(
             hidden_TD.index_select(0, batch["control_index"]), output_matrix_VD, self.get_buffer("control_ids")
@@ -110,6 +118,10 @@ class Objective(nn.Module):
 
     def diffusion_sum(self, condition_FD: Tensor, clean_FC: Tensor, batch: Batch) -> Tensor:
         """Sum of squared velocity errors over frames, draws and channels."""
+        return squared_error_sum(*self.velocities(condition_FD, clean_FC, batch))
+
+    def velocities(self, condition_FD: Tensor, clean_FC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the head predicts for every noise draw, and what it should have predicted; (F, K, C) each."""
         timestep_FK = batch["timestep"]
         alpha_FK1 = self.get_buffer("alpha")[timestep_FK].unsqueeze(-1)
         sigma_FK1 = self.get_buffer("sigma")[timestep_FK].unsqueeze(-1)
@@ -117,7 +129,7 @@ class Objective(nn.Module):
         noisy_FKC = add_noise(clean_F1C, batch["noise"], alpha_FK1, sigma_FK1)
         target_FKC = velocity(clean_F1C, batch["noise"], alpha_FK1, sigma_FK1)
         predicted_FKC = parts.predict_velocity(parts.diffusion_head(self.model), noisy_FKC, timestep_FK, condition_FD)
-        return squared_error_sum(predicted_FKC, target_FKC)
+        return predicted_FKC, target_FKC
 
     @property
     def is_activation_checkpointing(self) -> bool:
