@@ -1,12 +1,27 @@
 """The verdict in plain sentences: what an evaluation says to someone who trains a voice for the first time."""
 
+from typing import Literal
+
 from vibevoice_finetune.evaluation.compare import Compared, Figure
 from vibevoice_finetune.evaluation.evaluate import BASE, Evaluation
 from vibevoice_finetune.evaluation.statistics import Interval
 
+Outcome = Literal["better", "worse", "mixed", "inside the noise", "base"]
+
+DECISIVE = ("similarity", "word_error", "unhealthy")
+"""What a fine-tune is called better or worse by."""
+
+FAULTS = {
+    "last_words_missing": "More sentences lose their last words",
+    "long_silence": "More takes end in a long silence",
+    "no_end": "More takes never end",
+    "loops": "More takes repeat themselves",
+    "stopped_at_once": "More takes stop at once",
+}
+
 
 def sentences(found: Evaluation) -> list[str]:
-    """Two sentences on the recommended model, and one on which it is."""
+    """Two sentences on the recommended model; a third where the model has forgotten how to speak with other voices."""
     if found.choice is None:
         return ["Only the base model was judged; name an adapter to compare it with."]
     own = found.compared[found.choice.voice]
@@ -14,16 +29,30 @@ def sentences(found: Evaluation) -> list[str]:
     lines = []
     if "similarity" in own and "similarity" in base:
         lines.append(_similarity(own["similarity"], base["similarity"], found.reference.ceiling))
-    lines.append(_words(own["word_error"], base["word_error"]))
-    worst = _worst_fault(own, base)
-    if worst:
-        lines.append(worst)
-    verdicts = {own[key].verdict for key in ("similarity", "word_error") if key in own}
-    if "worse" in verdicts and "better" not in verdicts:
-        lines.append("It is worse than the base model: train again, with a lower learning rate or fewer steps.")
-    elif len(found.request.voices) > 1:
-        lines.append(f"Use {found.choice.voice}: {found.choice.reason}.")
-    return lines
+    lines.append(f"{_fault(own, base) or _words(own['word_error'], base['word_error'])}{_advice(found)}.")
+    return lines + _forgotten(found)
+
+
+def overall(found: Evaluation) -> Outcome:
+    """The verdict in a word, by similarity, word error and faults of the recommended model."""
+    if found.choice is None:
+        return "base"
+    own = found.compared[found.choice.voice]
+    verdicts = {own[key].verdict for key in DECISIVE if key in own}
+    if {"better", "worse"} <= verdicts:
+        return "mixed"
+    if "worse" in verdicts:
+        return "worse"
+    return "better" if "better" in verdicts else "inside the noise"
+
+
+def recommendation(found: Evaluation) -> str:
+    """Which checkpoint to use and why; empty where there is nothing to choose from."""
+    if found.choice is None or len(found.request.voices) < 2:
+        return ""
+    if overall(found) == "worse":
+        return f"None of them is better than the base model; {found.choice.voice} is {found.choice.reason}."
+    return f"Use {found.choice.voice}: {found.choice.reason}."
 
 
 def shown(interval: Interval, figure: Figure) -> str:
@@ -33,11 +62,16 @@ def shown(interval: Interval, figure: Figure) -> str:
     >>> shown(Interval(0.0512, 0.02, 0.091, 30), BY_KEY["word_error"])
     '5.1 % (2.0 to 9.1)'
     """
+    factor, number = (100, ".1f") if figure.as_percent else (1, f".{figure.decimals}f")
+    ends = f"({interval.low * factor:{number}} to {interval.high * factor:{number}})"
+    return f"{shown_value(interval.value, figure)} {ends}"
+
+
+def shown_value(value: float, figure: Figure) -> str:
+    """A figure without its interval."""
     if figure.as_percent:
-        return f"{interval.value * 100:.1f} % ({interval.low * 100:.1f} to {interval.high * 100:.1f})"
-    number = f".{figure.decimals}f"
-    unit = f" {figure.unit}" if figure.unit else ""
-    return f"{interval.value:{number}}{unit} ({interval.low:{number}} to {interval.high:{number}})"
+        return f"{value * 100:.1f} %"
+    return f"{value:.{figure.decimals}f}{f' {figure.unit}' if figure.unit else ''}"
 
 
 def _similarity(own: Compared, base: Compared, ceiling: float | None) -> str:
@@ -54,15 +88,38 @@ def _words(own: Compared, base: Compared) -> str:
         "inside the noise": "As easy to understand",
     }
     head = words[own.verdict] if own.verdict else "Word error"
-    return f"{head}: word error {base.own.value:.0%} → {own.own.value:.0%}."
+    return f"{head}: word error {_change(own, base)}"
 
 
-def _worst_fault(own: dict[str, Compared], base: dict[str, Compared]) -> str:
-    """The fault that has become most frequent, if one has for sure."""
-    keys = ("last_words_missing", "long_silence", "no_end", "loops", "stopped_at_once")
-    worse = [own[key] for key in keys if key in own and own[key].verdict == "worse"]
+def _fault(own: dict[str, Compared], base: dict[str, Compared]) -> str:
+    """The fault that has become most frequent, if one has for sure; word error too where that is worse as well."""
+    worse = [own[key] for key in FAULTS if key in own and own[key].verdict == "worse"]
     if not worse:
         return ""
     most = max(worse, key=lambda one: one.against_base.value if one.against_base else 0.0)
-    before = base[most.figure.key].own.value
-    return f"More takes have a fault: {most.figure.name} in {before:.0%} → {most.own.value:.0%}."
+    text = f"{FAULTS[most.figure.key]}: {_change(most, base[most.figure.key])} of the takes"
+    if own["word_error"].verdict == "worse":
+        text += f", and word error rises: {_change(own['word_error'], base['word_error'])}"
+    return text
+
+
+def _advice(found: Evaluation) -> str:
+    assert found.choice is not None
+    if overall(found) == "worse":
+        return "; stay with the base model, or train again with a lower learning rate or fewer steps"
+    return f"; use {found.choice.voice}" if len(found.request.voices) > 1 else ""
+
+
+def _forgotten(found: Evaluation) -> list[str]:
+    if found.forgetting is None or found.choice is None:
+        return []
+    own, base = (found.forgetting.compared[name] for name in (found.choice.voice, BASE))
+    worse = own["word_error"].verdict == "worse" or own["unhealthy"].verdict == "worse"
+    if not worse:
+        return []
+    words, faults = _change(own["word_error"], base["word_error"]), _change(own["unhealthy"], base["unhealthy"])
+    return [f"Other voices suffer: their word error {words}, takes with a fault {faults}."]
+
+
+def _change(own: Compared, base: Compared) -> str:
+    return f"{base.own.value * 100:.0f} % → {own.own.value * 100:.0f} %"
