@@ -46,6 +46,10 @@ class EvaluateFlags:
     )
 
     eval_jsonl: str = flag(help="Held-out rows of one speaker each, as for train.", group="data", is_path=True)
+    text_column_name: str = flag("text", help="Key of the script.", group="data")
+    audio_column_name: str = flag("audio", help="Key of the recording.", group="data")
+    voice_prompts_column_name: str = flag("voice_prompts", help="Key of the voice prompts.", group="data")
+    speaker_column_name: str = flag("speaker", help="Key of the speaker's name.", group="data")
     max_rows: int = flag(40, help="Rows that are used, the first ones.", range=COUNT, group="data")
     language: str = flag("en", help="Of the texts, two letters.", group="data")
 
@@ -141,7 +145,10 @@ def request_of(flags: EvaluateFlags) -> "EvaluationRequest":
     from vibevoice_finetune.evaluation.speak import Voice
     from vibevoice_finetune.generation.generate import ModelSource
 
-    rows = read_jsonl(Path(flags.eval_jsonl), Columns(), BadRows("error"))
+    columns = Columns(
+        flags.text_column_name, flags.audio_column_name, flags.voice_prompts_column_name, flags.speaker_column_name
+    )
+    rows = read_jsonl(Path(flags.eval_jsonl), columns, BadRows("error"))
     names = [name_of(adapter) for adapter in flags.adapter]
     if len(set(names)) < len(names):
         names = flags.adapter

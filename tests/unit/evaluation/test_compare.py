@@ -1,15 +1,22 @@
 """From takes to a verdict and a choice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import soundfile
+import soxr
 
+from tests.unit.prepare.recording import sentences
 from vibevoice_finetune.evaluation.choose import choose
 from vibevoice_finetune.evaluation.compare import compare
-from vibevoice_finetune.evaluation.judge import Judged
+from vibevoice_finetune.evaluation.judge import Judged, listen_to_sound
+from vibevoice_finetune.evaluation.losses import RowLosses
 from vibevoice_finetune.evaluation.speak import Said
 from vibevoice_finetune.evaluation.words import Errors
 
 ROWS = 20
+SPEECH = soundfile.read(sentences("alpha")[0][1], dtype="float32")[0]
 
 
 def takes(
@@ -65,3 +72,31 @@ def test_the_best_is_chosen_where_it_is_for_sure() -> None:
     assert choose(judged, ["a", "b", "c"], "similarity").voice == "c"
     assert choose(takes("a", 0.9, 9, seed=1) + takes("b", 0.8, 0, seed=2), ["a", "b"], "composite").voice == "b"
     assert choose(takes("a", 0.9, 0, seed=1), ["a"], "word_error").voice == "a"
+
+
+def test_losses_and_sound_are_added_up_over_rows() -> None:
+    """Two rows of one take: squared errors 1 of 4 and 5 of 8 give 6/12; levels −20 and −30 give −25."""
+    both = []
+    for row, (error, count, level) in enumerate(((1.0, 4.0, -20.0), (5.0, 8.0, -30.0))):
+        losses = RowLosses(((error, count),) * 4, (1.0, 2.0), (1.0, 4.0), (3.0, 4.0), (0.0, 2.0))
+        sound = replace(listen_to_sound(SPEECH)[0], level_dbfs=level)
+        take = replace(takes("base", 0.6, 1)[row], losses=losses, sound=sound, sound_faults=("noise",) if row else ())
+        both.append(replace(take, said=replace(take.said, first_audio_sec=0.5 + row)))
+    found = compare(both, "base")["base"]
+    assert found["diffusion_1"].own.value == pytest.approx(0.5)
+    assert found["go_on"].own.value == pytest.approx(0.75)
+    assert found["control_loss"].own.value == pytest.approx(0.25)
+    assert found["level"].own.value == pytest.approx(-25)
+    assert found["sound_faults"].own.value == pytest.approx(0.5)
+    assert found["first_audio"].own.value == pytest.approx(1.0)
+    assert "quality" not in found, "nobody asked for it"
+
+
+def test_noise_and_a_narrow_band_are_faults_of_sound() -> None:
+    assert listen_to_sound(SPEECH)[1] == ()
+    rng = np.random.default_rng(0)
+    noisy = SPEECH + 0.1 * np.sqrt(np.mean(SPEECH**2)) * rng.standard_normal(len(SPEECH))
+    assert "noise" in listen_to_sound(noisy.astype(np.float32))[1]
+    narrow = soxr.resample(soxr.resample(SPEECH, 24_000, 8_000), 8_000, 24_000)
+    assert "narrow-band" in listen_to_sound(narrow)[1]
+    assert listen_to_sound(np.zeros(24_000, dtype=np.float32)) == (None, ())

@@ -127,7 +127,7 @@ def _scale(found: Evaluation) -> str:
     if reference.floor is not None:
         marks.append((reference.floor, "other speakers", "real"))
     if reference.ceiling is not None:
-        marks.append((reference.ceiling, "real clips of the speaker", "real"))
+        marks.append((reference.ceiling, "real clips", "real"))
     return scale(marks)
 
 
