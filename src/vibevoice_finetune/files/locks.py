@@ -48,7 +48,7 @@ def locked(folder: Path, doing: str, *, inside: bool = False) -> Iterator[None]:
         InUseError: another process is writing there; the message names it.
         WriteError: the lock cannot be written.
     """
-    place = folder.resolve()  # another name of the same folder means the same lock
+    place = Path(os.path.realpath(folder))  # another name of the same folder means the same lock
     path = place / LOCK_SUFFIX if inside else place.with_name(f".{place.name[:80]}{LOCK_SUFFIX}")
     with explaining_write_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
