@@ -211,7 +211,7 @@ def test_names_and_links_of_all_kinds(talk: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert "no such file" in refused(["prepare", str(tmp_path / "circle"), "--output", str(output)], capsys)
     said = refused(["prepare", str(talk), "--output", str(tmp_path / "circle"), *ONE_PROCESS], capsys)
-    assert "circle: cannot be written" in said
+    assert "circle/source.txt: cannot be written" in said
 
 
 def test_a_folder_that_cannot_be_read_is_said(
