@@ -26,7 +26,8 @@ from benchmarks.floor import count_floor
 from benchmarks.synthetic_rows import make_rows
 from benchmarks.timed import TimedObjective
 from benchmarks.watch import Watch
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast, trainable_parameters
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.adapters.lora import rely_on_autocast
 from vibevoice_finetune.arguments import ModelArguments
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config

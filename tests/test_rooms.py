@@ -26,6 +26,7 @@ ROOMS = (
     "base_model",
     "objective",
     "adapters",
+    "export",
     "generation",
     "memory",
     "evaluation",

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import VibeVoiceForConditionalGeneration
 
 from tests.invariants.listening import Heard, run
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach, has_lora, merge, trainable_parameters
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
-from vibevoice_finetune.adapters.merge import ExportRequest, export
+from vibevoice_finetune.adapters.lora import has_lora
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import model_fingerprint, open_base_model
+from vibevoice_finetune.export.merge import ExportRequest, export
 from vibevoice_finetune.generation.generate import (
     Generation,
     GenerationRequest,

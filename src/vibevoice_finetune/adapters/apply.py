@@ -8,7 +8,7 @@ without a model in memory, a function per tensor.
 
 LoRA's matrices stay float32 in a model of any dtype: the layer then adds `scaling * B A x` to its float32 value and
 rounds once, so that it differs from the merged weight by no more than the rounding of that weight. Fully trained
-tensors take the dtype of the weight that they replace.
+tensors take the dtype of the weight that they replace, and so does a weight with DoRA, which is merged.
 """
 
 import math
@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vibevoice_finetune.adapters.attach import ADAPTER, fold, has_lora, inject_for_generation, lora_matrices
 from vibevoice_finetune.adapters.check import compare_language_model, open_for
 from vibevoice_finetune.adapters.files import Stored
 from vibevoice_finetune.adapters.info import AdapterInfo
+from vibevoice_finetune.adapters.lora import ADAPTER, LowRank, has_lora, inject_for_generation, lora_matrices
 from vibevoice_finetune.adapters.read import (
     ACOUSTIC_CONNECTOR,
     HEAD,
@@ -32,7 +32,6 @@ from vibevoice_finetune.adapters.read import (
     AdapterContents,
     Block,
     BlockContents,
-    LowRank,
 )
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.errors import AdapterError, ArgumentError
@@ -109,8 +108,9 @@ def load_adapter(
     Args:
         model: a `VibeVoiceForConditionalGeneration`, with or without its speech tokenizers.
         folder: the adapter, or a folder that holds it as `lora/`.
-        scale: how much of it: LoRA times `scale`, fully trained weights `base + scale * (trained - base)`. At 0 the
-            model stays the base bit for bit, at 1 the weights are exactly the trained ones.
+        scale: how much of it: LoRA times `scale`, DoRA and fully trained weights
+            `base + scale * (trained - base)`. At 0 the model stays the base bit for bit, at 1 the weights are exactly
+            the trained ones.
         base_fingerprint: `model_fingerprint` of the model's checkpoint, if known.
         strict: refuse an adapter that was made on another base model instead of warning.
 
@@ -188,7 +188,7 @@ def adapter_deltas(
 @torch.no_grad()
 def _merged(base: Tensor, *, full: Stored | None, pair: LowRank | None, scale: float) -> Tensor:
     value = base if full is None else _blend(base, full.tensor, scale)
-    return value if pair is None else fold(value, pair.down.tensor, pair.up.tensor, pair.scaling * scale)
+    return value if pair is None else pair.folded_into(value, scale)
 
 
 def _blend(base: Tensor, trained: Tensor, scale: float) -> Tensor:
@@ -205,9 +205,14 @@ def _apply(model: nn.Module, part: BlockContents, scale: float) -> None:
     for name, stored in part.full.items():
         parameter = block.get_parameter(name.removeprefix(part.block.native))
         parameter.copy_(_blend(parameter, stored.tensor, scale))
-    if not part.low_rank:
-        return
     pairs = {_layer_name(part, name): pair for name, pair in part.low_rank.items()}
+    for name, pair in pairs.items():
+        if pair.magnitude is not None:
+            weight = block.get_parameter(f"{name}.weight")
+            weight.copy_(pair.folded_into(weight, scale))
+    pairs = {name: pair for name, pair in pairs.items() if pair.magnitude is None}
+    if not pairs:
+        return
     layers = inject_for_generation(block, {name: pair.rank for name, pair in pairs.items()})
     assert layers.keys() == pairs.keys()
     for name, layer in layers.items():
@@ -219,13 +224,17 @@ def _apply(model: nn.Module, part: BlockContents, scale: float) -> None:
 
 @torch.no_grad()
 def _describe(part: BlockContents, block: nn.Module) -> AppliedBlock:
-    changes = any(bool(pair.down.tensor.any()) and bool(pair.up.tensor.any()) for pair in part.low_rank.values())
+    changes = any(
+        pair.magnitude is not None or (bool(pair.down.tensor.any()) and bool(pair.up.tensor.any()))
+        for pair in part.low_rank.values()
+    )
     for name, stored in part.full.items():
         base = block.get_parameter(name.removeprefix(part.block.native))
         changes = changes or not torch.equal(base, _blend(base, stored.tensor, scale=1.0))
     ranks = sorted({pair.rank for pair in part.low_rank.values()})
     forms = ["all weights"] if part.full else []
-    forms += [f"LoRA of rank {', '.join(map(str, ranks))}"] if ranks else []
+    kind = "DoRA" if any(pair.magnitude for pair in part.low_rank.values()) else "LoRA"
+    forms += [f"{kind} of rank {', '.join(map(str, ranks))}"] if ranks else []
     tensors = list(part.tensors())
     return AppliedBlock(
         title=part.block.title,

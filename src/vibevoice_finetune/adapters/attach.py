@@ -1,27 +1,20 @@
-"""What is trained: LoRA on the language model, LoRA or all weights of the diffusion head, the connectors.
+"""What is trained: LoRA or all weights, of the language model and of the diffusion head, and the connectors.
 
 Why: the base model's weights are frozen and may be bf16 or 4-bit; a trained tensor must be float32, because AdamW at
-the usual rates leaves most elements of a bf16 tensor unmoved. PEFT's layers are injected into the two blocks, the
-model itself is not wrapped: its classes, `generate()` and the names of its parts stay as they are.
+the usual rates leaves most elements of a bf16 tensor unmoved.
 
 In: a model and an `AdapterPlan`. Out: the same model, changed in place; its trainable tensors by name.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from peft import LoraConfig, TaskType, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from vibevoice_finetune.adapters.lora import LoraForm, Starts, has_lora, inject_for_training, merge_into
 from vibevoice_finetune.base_model import parts, tensor_names
-from vibevoice_finetune.errors import ArgumentError, RunCheckpointError
-
-# PEFT can hold several adapters in a layer; here is one, by the name that PEFT gives a first one.
-ADAPTER = "default"
+from vibevoice_finetune.errors import ArgumentError, RunCheckpointError, shown
 
 _ORIGINAL_HEAD = "model.prediction_head."
 
@@ -38,15 +31,37 @@ class AdapterPlan:
         head: what of the diffusion head is trained.
         train_connectors: whether both connectors are trained, all their weights.
         layers_to_freeze: indices into `head_parameters`, of a fully trained head.
+        train_language_model: whether all weights of the language model are trained, its output matrix included.
+        lora_rank_pattern: names of layers, or ends of such names, of the language model to another rank.
+        use_rslora: whether the factor is `lora_alpha / sqrt(r)`.
+        use_dora: whether each row of a weight also has a trained length.
+        init_lora_weights: how LoRA begins, see `LoraForm`.
     """
 
     lora_r: int
-    lora_alpha: int
+    lora_alpha: float
     lora_dropout: float
     lora_target_modules: tuple[str, ...]
     head: Literal["frozen", "full", "lora"]
     train_connectors: bool
     layers_to_freeze: tuple[int, ...] = ()
+    train_language_model: bool = False
+    lora_rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: str = "default"
+
+    def form(self, ranks: Mapping[str, int]) -> LoraForm:
+        """How LoRA is made in a block in which these layers have another rank."""
+        return LoraForm(
+            rank=self.lora_r,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            ranks=ranks,
+            root_of_rank=self.use_rslora,
+            magnitudes=self.use_dora,
+            start=self.init_lora_weights,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +73,16 @@ class HeadParameter:
     parameter: nn.Parameter
 
 
-def attach(model: nn.Module, plan: AdapterPlan) -> None:
+def attach(model: nn.Module, plan: AdapterPlan, begun: Starts | None = None) -> None:
     """Freeze the model, and make trainable what the plan names.
 
     LoRA's first matrix is drawn from torch's global generator, which the caller seeds; its second one is zero, so the
     model computes what it did before. Trainable tensors become float32, a fully trained block as a whole.
+
+    Args:
+        model: without LoRA.
+        plan: what is trained.
+        begun: where LoRA began, in the run that goes on, if it began at the weights.
 
     Raises:
         ArgumentError: the plan does not fit the model or trains nothing; the model is as it was.
@@ -70,10 +90,16 @@ def attach(model: nn.Module, plan: AdapterPlan) -> None:
     _check_plan(model, plan)
     model.requires_grad_(False)
     head = parts.diffusion_head(model)
+    if plan.train_language_model:
+        _train_whole(parts.language_model(model))
+        _train_whole(parts.lm_head(model))
     if plan.lora_target_modules:
-        _inject_for_training(parts.language_model(model), plan, plan.lora_target_modules)
+        form = plan.form(plan.lora_rank_pattern)
+        inject_for_training(
+            parts.language_model(model), plan.lora_target_modules, form, begun, tensor_names.LANGUAGE_MODEL
+        )
     if plan.head == "lora":
-        _inject_for_training(head, plan, _linear_names(head))
+        inject_for_training(head, _linear_names(head), plan.form({}), begun, tensor_names.DIFFUSION_HEAD)
     if plan.head == "full":
         _train_whole(head)
         for entry in head_parameters(model):
@@ -83,15 +109,10 @@ def attach(model: nn.Module, plan: AdapterPlan) -> None:
         _train_whole(parts.semantic_connector(model))
 
 
-def rely_on_autocast(model: nn.Module) -> None:
-    """Let LoRA read its inputs as they are, in a model that runs under autocast and nowhere else.
-
-    PEFT makes a float32 copy of every input, which autocast rounds back to the same bf16 at once: without it, losses
-    and gradients are equal in every bit. Without autocast, LoRA on bf16 inputs then raises.
-    """
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
+def merge(model: nn.Module) -> None:
+    """Fold all LoRA into the weights under it and put the plain layers back; quantised weights are quantised anew."""
+    merge_into(parts.language_model(model))
+    merge_into(parts.diffusion_head(model))
 
 
 def head_parameters(model: nn.Module) -> list[HeadParameter]:
@@ -150,103 +171,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more if names else "none"
 
 
-def fold(base: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
-    """LoRA put into a weight: `base + scaling * up @ down`, computed in float32 and rounded once to the base's dtype.
-
-    Args:
-        base: (out, in).
-        down: LoRA's A, (r, in).
-        up: LoRA's B, (out, r).
-        scaling: alpha / r.
-    """
-    delta = (up.to(base.device, torch.float32) @ down.to(base.device, torch.float32)) * scaling
-    return (base.float() + delta).to(base.dtype)
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Fold all LoRA into the weights under it and put the plain layers back; quantised weights are quantised anew."""
-    for block in (parts.language_model(model), parts.diffusion_head(model)):
-        layers = lora_layers(block)
-        for name, layer in layers.items():
-            base = layer.get_base_layer()
-            if type(base) is nn.Linear:
-                base.weight.copy_(fold(base.weight, *lora_matrices(layer), layer.scaling[ADAPTER]))
-            else:
-                layer.merge()
-            parent, _, leaf = name.rpartition(".")
-            setattr(block.get_submodule(parent), leaf, base)
-        if layers:
-            del block.peft_config
-
-
-def lora_layers(block: nn.Module) -> dict[str, LoraLayer]:
-    """The injected layers of a block, by the names of the layers they were put over."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, LoraLayer)}
-
-
-def lora_matrices(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """LoRA's A (r, in) and B (out, r)."""
-    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    assert isinstance(down, nn.Linear)
-    assert isinstance(up, nn.Linear)
-    return down.weight, up.weight
-
-
-def has_lora(model: nn.Module) -> bool:
-    """Whether LoRA is attached to the model."""
-    return any(isinstance(module, LoraLayer) for module in model.modules())
-
-
-def inject_for_generation(block: nn.Module, ranks: Mapping[str, int]) -> dict[str, LoraLayer]:
-    """Put LoRA without effect over the named layers of a block, to be filled with trained values.
-
-    Args:
-        block: what the names are relative to.
-        ranks: full names of layers to their ranks r.
-
-    Returns:
-        The injected layers; their scaling is to be set too.
-    """
-    config = LoraConfig(
-        r=max(ranks.values()),
-        target_modules=list(ranks),
-        rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
-        inference_mode=True,
-        task_type=TaskType.FEATURE_EXTRACTION,
-    )
-    return _inject(block, config)
-
-
-def _inject_for_training(block: nn.Module, plan: AdapterPlan, targets: tuple[str, ...]) -> None:
-    config = LoraConfig(
-        r=plan.lora_r,
-        lora_alpha=plan.lora_alpha,
-        lora_dropout=plan.lora_dropout,
-        target_modules=list(targets),
-        task_type=TaskType.FEATURE_EXTRACTION,
-    )
-    _inject(block, config)
-
-
-def _inject(block: nn.Module, config: LoraConfig) -> dict[str, LoraLayer]:
-    # PEFT asks the module that it is given whether it was loaded in 4 or 8 bits; transformers says so of the whole
-    # model, if at all. Without it, PEFT would treat packed weights as plain ones.
-    kinds = {type(module).__name__ for module in block.modules()}
-    for kind, flag in (("Linear4bit", "is_loaded_in_4bit"), ("Linear8bitLt", "is_loaded_in_8bit")):
-        if kind in kinds:
-            setattr(block, flag, True)
-    training = block.training
-    inject_adapter_in_model(config, block, adapter_name=ADAPTER)
-    block.train(training)
-    layers = lora_layers(block)
-    for layer in layers.values():
-        for matrix in lora_matrices(layer):
-            # PEFT gives them the dtype of the weight they are put over.
-            matrix.data = matrix.data.float()
-    return layers
-
-
 def _train_whole(block: nn.Module) -> None:
     block.float()
     block.requires_grad_(True)
@@ -265,6 +189,8 @@ def _check_plan(model: nn.Module, plan: AdapterPlan) -> None:
             f"--lora_target_modules {','.join(unknown)}: the language model has no linear layer of this name; "
             f"it has {', '.join(leaves)}"
         )
+    _check_rank_pattern(plan, linear)
+    assert not (plan.train_language_model and plan.lora_target_modules), "LoRA on a language model that is trained"
     if plan.layers_to_freeze and plan.head != "full":
         raise ArgumentError("--layers_to_freeze needs --train_diffusion_head: it names tensors of that head.")
     num_tensors = len(head_parameters(model))
@@ -275,11 +201,23 @@ def _check_plan(model: nn.Module, plan: AdapterPlan) -> None:
             f"0 to {num_tensors - 1}"
         )
     head_moves = plan.head == "lora" or (plan.head == "full" and len(set(plan.layers_to_freeze)) < num_tensors)
-    if not (plan.lora_target_modules or head_moves or plan.train_connectors):
+    if not (plan.train_language_model or plan.lora_target_modules or head_moves or plan.train_connectors):
         raise ArgumentError(
-            "nothing is trained: --lora_target_modules is empty, and neither --train_diffusion_head, "
-            "--lora_wrap_diffusion_head nor --train_connectors leaves anything to train; switch one of them on"
+            "nothing is trained: --lora_target_modules is empty, and neither --train_language_model, "
+            "--train_diffusion_head, --lora_wrap_diffusion_head nor --train_connectors leaves anything to train; "
+            "switch one of them on"
         )
+
+
+def _check_rank_pattern(plan: AdapterPlan, linear: tuple[str, ...]) -> None:
+    """Refuse a name that is no layer with LoRA: PEFT would ignore it."""
+    with_lora = [name for name in linear if any(f".{name}".endswith(f".{end}") for end in plan.lora_target_modules)]
+    for end in plan.lora_rank_pattern:
+        if not any(f".{name}".endswith(f".{end}") for name in with_lora):
+            raise ArgumentError(
+                f"--lora_rank_pattern {shown(end)}: no layer of this name has LoRA; those of --lora_target_modules are "
+                f"{', '.join(plan.lora_target_modules) or 'none'}"
+            )
 
 
 def _linear_names(block: nn.Module) -> tuple[str, ...]:

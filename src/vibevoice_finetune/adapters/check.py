@@ -138,6 +138,8 @@ def _check_fits(contents: AdapterContents, base_shapes: Shapes) -> None:
             out_features, in_features = _matrix(pair.down, name, base_shapes)
             _check_shape(pair.down, (pair.rank, in_features), contents)
             _check_shape(pair.up, (out_features, pair.rank), contents)
+            if pair.magnitude is not None:
+                _check_shape(pair.magnitude, (out_features,), contents)
         for form in (part.full, part.spare):
             for name, stored in form.items():
                 _check_shape(stored, _shape(stored, name, base_shapes), contents)

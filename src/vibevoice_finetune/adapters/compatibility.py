@@ -76,6 +76,8 @@ def lines_for_adapter(contents: AdapterContents, task_type: str | None) -> Itera
                 read.append(part.block.title + _condition(part, task_type))
         words = ", ".join(read) or "nothing"
         yield f"  {program.name}: {words}" + (f"; would ignore: {', '.join(ignored)}" if ignored else "")
+    if any(pair.magnitude is not None for part in contents.blocks for pair in part.low_rank.values()):
+        yield "  DoRA: whoever loads with PEFT, as all of these do, gets it; a program with LoRA of its own does not"
     yield f"  PEFT, on the Qwen2 model inside: {_peft(contents, task_type)}"
 
 

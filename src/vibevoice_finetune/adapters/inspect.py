@@ -19,12 +19,12 @@ from torch import Tensor
 from vibevoice_finetune.adapters.check import base_tensors, check_records, compare_language_model, open_for
 from vibevoice_finetune.adapters.compatibility import lines_for_adapter, lines_for_base_model
 from vibevoice_finetune.adapters.files import check_finite, read_json
+from vibevoice_finetune.adapters.lora import LowRank
 from vibevoice_finetune.adapters.read import (
     CONFIG_FILE,
     LANGUAGE_MODEL,
     AdapterContents,
     BlockContents,
-    LowRank,
     open_adapter,
 )
 from vibevoice_finetune.base_model import tensor_names
@@ -267,15 +267,18 @@ def _forms(part: BlockContents) -> Iterator[str]:
     ranks = sorted({pair.rank for pair in part.low_rank.values()})
     scales = sorted({pair.scaling for pair in part.low_rank.values()})
     on = ", ".join(f"{leaf} ×{count}" for leaf, count in sorted(leaves.items()))
-    yield (f"LoRA of rank {', '.join(map(str, ranks))}, scale {', '.join(f'{scale:g}' for scale in scales)}, on {on}")
+    kind = "DoRA" if any(pair.magnitude for pair in part.low_rank.values()) else "LoRA"
+    yield (f"{kind} of rank {', '.join(map(str, ranks))}, scale {', '.join(f'{scale:g}' for scale in scales)}, on {on}")
 
 
 @torch.no_grad()
 def _adapter_change(part: BlockContents, stored_base: Mapping[str, StoredTensor]) -> Change | None:
-    """The change of a block; fully trained weights need the base, LoRA alone does not."""
+    """The change of a block; fully trained weights and DoRA need the base, LoRA alone does not."""
     changed = {*part.full, *part.low_rank}
     if not stored_base:
         if part.full:
+            return None
+        if any(pair.magnitude is not None for pair in part.low_rank.values()):
             return None
         return _sum_up((_low_rank_norm(pair), None, not _moves(pair)) for pair in part.low_rank.values())
     return _sum_up(
@@ -294,6 +297,10 @@ def _checkpoint_change(tensors: Mapping[str, StoredTensor], stored_base: Mapping
 def _tensor_change(base: Tensor, trained: Tensor, pair: LowRank | None) -> tuple[float, float | None, bool]:
     """Norm of the difference, norm of the base, whether they are equal."""
     base_norm = float(torch.linalg.vector_norm(base.float()))
+    if pair is not None and pair.magnitude is not None:
+        difference = pair.folded_into(trained.float()) - base.float()
+        norm = float(torch.linalg.vector_norm(difference))
+        return norm, base_norm, norm <= 1e-6 * base_norm
     if trained is base:
         assert pair is not None
         return _low_rank_norm(pair), base_norm, not _moves(pair)

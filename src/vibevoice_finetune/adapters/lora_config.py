@@ -23,7 +23,7 @@ from peft.utils.other import get_pattern_key
 from vibevoice_finetune.adapters.files import read_json
 from vibevoice_finetune.errors import AdapterError, shown
 
-# Options that make of LoRA something else than `W + scale * B A`, or that change the base weights.
+# Options that make of LoRA something else than `W + scale * B A` (DoRA apart), or that change the base weights.
 _NOT_PLAIN = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -38,7 +38,6 @@ _NOT_PLAIN = (
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 )
@@ -84,6 +83,7 @@ class LoraRules:
         rank: r of modules that no pattern names.
         alpha: likewise.
         root_of_rank: whether the scale is alpha / sqrt(r).
+        magnitudes: whether each row of a weight has a length of its own: DoRA.
         targets: the names of the modules, or one regular expression.
         excluded: likewise, of modules that have no LoRA.
         plain: whether nothing but `targets` decides.
@@ -97,6 +97,7 @@ class LoraRules:
     rank: int
     alpha: float
     root_of_rank: bool
+    magnitudes: bool
     targets: Names
     excluded: Names
     plain: bool
@@ -173,6 +174,7 @@ def read_lora_rules(path: Path) -> LoraRules:
         rank=_rank(path, "r", raw.get("r")),
         alpha=_number(path, "lora_alpha", raw.get("lora_alpha")),
         root_of_rank=bool(raw.get("use_rslora", False)),
+        magnitudes=bool(raw.get("use_dora", False)),
         targets=targets,
         excluded=excluded,
         plain=not excluded and not by_layer,
@@ -189,7 +191,7 @@ def _check_plain(path: Path, raw: dict[str, Any]) -> None:
     for option in _NOT_PLAIN:
         if raw.get(option):
             raise AdapterError(
-                f"{path}: {option} is {raw[option]!r:.200}; only plain LoRA can be read, without this option"
+                f"{path}: {option} is {raw[option]!r:.200}; only LoRA and DoRA can be read, without this option"
             )
     if raw.get("bias", "none") != "none":
         raise AdapterError(f"{path}: bias is {raw['bias']!r:.200}; only 'none' can be read")

@@ -19,8 +19,8 @@ Names of tensors may carry what wrappers add (`_orig_mod.` of torch.compile, `mo
 PEFT). A whole language model beside the parts, which older trainers leave there untrained, is not applied; `check`
 compares it with the base model.
 
-Where one part is there in several forms, the first of the list that exists is read, safetensors before `.bin`; a LoRA
-of the head goes before a full head, which then is the same head merged.
+Of a part that is there in several forms, the first of the list is read, safetensors before `.bin`; a LoRA of the head
+goes before a full head, which then is the same head merged.
 """
 
 import re
@@ -32,6 +32,7 @@ import torch
 
 from vibevoice_finetune.adapters.files import Stored, is_file_inside, read_tensors
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, FileRecord, read_info
+from vibevoice_finetune.adapters.lora import LowRank
 from vibevoice_finetune.adapters.lora_config import LoraRules, read_lora_rules
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.errors import AdapterError, BaseModelError, shown
@@ -93,24 +94,13 @@ _TRAINER_STATE = re.compile(r"training_args\.bin|optimizer\.(pt|bin)|scheduler\.
 _LANGUAGE_MODEL_COPY = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+|(?<=base_model\.model\.)(module\.)+|_orig_mod\.")
-_LORA_TENSOR = re.compile(r"(base_model\.model\.)*(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight")
+_LORA_TENSOR = re.compile(
+    r"(base_model\.model\.)*(?P<module>.+)\.lora_(?P<side>[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?"
+)
+_MAGNITUDE = "magnitude_vector"
 # What may stand between `base_model.model.` and the block's own names: how much of the model PEFT was wrapped around.
 _LANGUAGE_MODEL_WRAPPERS = ("model.language_model.", "language_model.", "model.", "")
 _HEAD_WRAPPERS = ("base.", "")
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """LoRA of one weight (out, in): what is added is `scaling * up @ down`."""
-
-    down: Stored  # A, (r, in)
-    up: Stored  # B, (out, r)
-    scaling: float
-
-    @property
-    def rank(self) -> int:
-        """The rank r."""
-        return self.down.tensor.shape[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +117,7 @@ class BlockContents:
     def tensors(self) -> Iterator[Stored]:
         """All that is applied."""
         for pair in self.low_rank.values():
-            yield pair.down
-            yield pair.up
+            yield from pair.tensors()
         yield from self.full.values()
 
 
@@ -298,8 +287,8 @@ def _pair_up(block: Block, rules: LoraRules, tensors: Mapping[str, Stored], wrap
         match = _LORA_TENSOR.fullmatch(_unwrapped(name))
         if match is None:
             raise AdapterError(
-                f"{stored.where} is not a matrix of LoRA (lora_A or lora_B of a module), so it would have no effect; "
-                "save the adapter with PEFT's save_pretrained"
+                f"{stored.where} is not a tensor of LoRA (lora_A, lora_B, lora_magnitude_vector), so it would have no "
+                "effect; save the adapter with PEFT's save_pretrained"
             )
         sides.setdefault(match["module"], {})
         if match["side"] in sides[match["module"]]:
@@ -316,10 +305,16 @@ def _pair_up(block: Block, rules: LoraRules, tensors: Mapping[str, Stored], wrap
 
 
 def _low_rank(module: str, pair: Mapping[str, Stored], rules: LoraRules) -> LowRank:
-    if len(pair) == 1:
-        (side, stored), *_ = pair.items()
-        partner = shown(stored.name.replace(f"lora_{side}", "lora_B" if side == "A" else "lora_A"))
+    wanted = ["A", "B", *([_MAGNITUDE] if rules.magnitudes else [])]
+    for missing in (side for side in wanted if side not in pair):
+        side, stored = next(iter(pair.items()))
+        partner = shown(stored.name.replace(f"lora_{side}", f"lora_{missing}"))
         raise AdapterError(f"{stored.file}: tensor {partner} is missing, its other half is there; copy it again")
+    if _MAGNITUDE in pair and not rules.magnitudes:
+        raise AdapterError(
+            f"{pair[_MAGNITUDE].where}: belongs to DoRA, and {rules.where} does not say use_dora, so PEFT would drop "
+            "it; copy the file that belongs to it"
+        )
     if not rules.wants(module):
         raise AdapterError(
             f"{pair['A'].where}: {rules.where} does not name its module, so PEFT would drop it; "
@@ -330,7 +325,7 @@ def _low_rank(module: str, pair: Mapping[str, Stored], rules: LoraRules) -> LowR
         shape = tuple(pair[side].tensor.shape)
         if len(shape) != 2 or shape[axis] != rank:
             raise AdapterError(f"{pair[side].where} has shape {shape}; {rules.where} gives this module the rank {rank}")
-    return LowRank(pair["A"], pair["B"], rules.scaling_of(module))
+    return LowRank(pair["A"], pair["B"], rules.scaling_of(module), pair.get(_MAGNITUDE))
 
 
 def _without_lora(tensors: Mapping[str, Stored], matrices: Mapping[str, Stored], wrapper: str) -> dict[str, Stored]:

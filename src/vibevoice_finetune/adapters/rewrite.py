@@ -7,16 +7,14 @@ In: an adapter and the base model that it was trained on (for the shapes, the fi
 the head is merged into). Out: a folder as `train` writes it, all tensors float32.
 """
 
-import math
 import os
-from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vibevoice_finetune import __version__
-from vibevoice_finetune.adapters.attach import AdapterPlan, fold
+from vibevoice_finetune.adapters.attach import AdapterPlan
 from vibevoice_finetune.adapters.check import base_tensors, compare_language_model, open_for
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.read import (
@@ -99,7 +97,7 @@ def _plan(contents: AdapterContents) -> AdapterPlan:
     """What was trained, as far as the tensors tell; ranks and scales that differ by layer stand in the rules."""
     parts = {part.block: part for part in contents.blocks}
     with_lora = [part for part in contents.blocks if part.low_rank]
-    rank, alpha = _common_rank_and_alpha(with_lora[0]) if with_lora else (1, 1.0)
+    lora = _lora(with_lora[0]) if with_lora else None
     head = parts.get(HEAD, BlockContents(HEAD))
     form = "full" if head.full else "lora" if head.low_rank else "frozen"
     connectors = [block in parts for block in CONNECTORS]
@@ -109,12 +107,13 @@ def _plan(contents: AdapterContents) -> AdapterPlan:
             f"{contents.folder}: holds one connector and not the {missing.title}; the portable layout has both or none"
         )
     return AdapterPlan(
-        lora_r=rank,
-        lora_alpha=round(alpha),
+        lora_r=lora.rank if lora else 1,
+        lora_alpha=lora.alpha if lora else 1,
         lora_dropout=0.0,
         lora_target_modules=_targets(parts[LANGUAGE_MODEL]) if LANGUAGE_MODEL in parts else (),
         head=form,  # type: ignore[arg-type]  # one of the three literals
         train_connectors=all(connectors),
+        use_dora=bool(lora and lora.magnitudes),
     )
 
 
@@ -127,31 +126,16 @@ def _targets(part: BlockContents) -> tuple[str, ...]:
     return tuple(sorted(_layer(part, name) for name in part.low_rank))
 
 
-def _common_rank_and_alpha(part: BlockContents) -> tuple[int, float]:
-    counts = Counter((pair.rank, _alpha(pair.rank, pair.scaling)) for pair in part.low_rank.values())
-    return counts.most_common(1)[0][0]
-
-
-def _alpha(rank: int, scaling: float) -> float:
-    """What, divided by the rank, gives this scale; rounding takes back the division's last bit."""
-    alpha = round(rank * scaling, 9)
-    return alpha if alpha / rank == scaling else rank * scaling
-
-
 def _lora(part: BlockContents) -> Lora:
-    rank, alpha = _common_rank_and_alpha(part)
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    for name, pair in part.low_rank.items():
-        if pair.rank != rank:
-            ranks[_layer(part, name)] = pair.rank
-        if not math.isclose(_alpha(pair.rank, pair.scaling), alpha):
-            alphas[_layer(part, name)] = _alpha(pair.rank, pair.scaling)
-    pairs = {
-        _layer(part, name): (_plain(pair.down.tensor), _plain(pair.up.tensor)) for name, pair in part.low_rank.items()
-    }
+    pairs, scalings, magnitudes = {}, {}, {}
+    for native_name, pair in part.low_rank.items():
+        name = _layer(part, native_name)
+        pairs[name] = (_plain(pair.down.tensor), _plain(pair.up.tensor))
+        scalings[name] = pair.scaling
+        if pair.magnitude is not None:
+            magnitudes[name] = _plain(pair.magnitude.tensor)
     targets = _targets(part) if part.block is LANGUAGE_MODEL else tuple(pairs)
-    return Lora(pairs, targets, rank, alpha, ranks=ranks, alphas=alphas)
+    return Lora.of(pairs, scalings, targets, magnitudes=magnitudes)
 
 
 @torch.no_grad()
@@ -162,7 +146,7 @@ def _head_tensors(part: BlockContents, checkpoint: BaseModel) -> Tensors:
         value = _plain(part.full[name].tensor if name in part.full else base)
         if name in part.low_rank:
             pair = part.low_rank[name]
-            value = fold(value, pair.down.tensor, pair.up.tensor, pair.scaling)
+            value = pair.folded_into(value)
         tensors[original_name(HEAD, name)] = value
     return tensors
 

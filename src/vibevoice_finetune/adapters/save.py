@@ -11,6 +11,8 @@ Everything is float32, as trained: rounding the result to bf16 would undo a part
 MB at rank 8 on the 1.5B model). A fully trained head is not: 0.5 GB at 1.5B and 2.7 GB at 7B, in each of its two files.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,20 +20,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import VibeVoiceConfig
 
-from vibevoice_finetune.adapters.attach import (
-    ADAPTER,
-    AdapterPlan,
-    fold,
-    head_parameters,
-    lora_layers,
-    lora_matrices,
-)
+from vibevoice_finetune.adapters.attach import AdapterPlan, head_parameters
 from vibevoice_finetune.adapters.files import SAFETENSORS, sha256
 from vibevoice_finetune.adapters.info import AdapterInfo, FileRecord, public_info, write_card, write_info
+from vibevoice_finetune.adapters.lora import ADAPTER, fold, lora_layers, lora_magnitude, lora_matrices, lora_start
 from vibevoice_finetune.adapters.read import (
     ACOUSTIC_CONNECTOR,
     CONFIG_FILE,
@@ -66,6 +63,7 @@ class Lora:
         alpha: likewise; the scale is alpha / r.
         ranks: layers with another rank.
         alphas: layers with another alpha.
+        magnitudes: DoRA's m (out,) of each layer; empty for plain LoRA.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
@@ -75,6 +73,34 @@ class Lora:
     dropout: float = 0.0
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Mapping[str, tuple[Tensor, Tensor]],
+        scalings: Mapping[str, float],
+        targets: Iterable[str],
+        dropout: float = 0.0,
+        magnitudes: Mapping[str, Tensor] | None = None,
+    ) -> "Lora":
+        """Matrices with the factor of each; rank and alpha that most layers share are said once.
+
+        Whatever form of LoRA the factor came from, alpha / r gives it, so every program that knows LoRA gets it right.
+        """
+        ranks = {name: down.shape[0] for name, (down, _) in pairs.items()}
+        alphas = {name: alpha_for(ranks[name], scaling) for name, scaling in scalings.items()}
+        rank, alpha = Counter((ranks[name], alphas[name]) for name in pairs).most_common(1)[0][0]
+        return cls(
+            pairs,
+            targets,
+            rank,
+            alpha,
+            dropout,
+            {name: other for name, other in ranks.items() if other != rank},
+            {name: other for name, other in alphas.items() if not math.isclose(other, alpha)},
+            magnitudes or {},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +177,10 @@ def _parts_of(model: nn.Module, plan: AdapterPlan) -> AdapterParts:
     """What was trained, gathered from a model."""
     language_model = head_lora = None
     if plan.lora_target_modules:
-        layers = lora_layers(parts.language_model(model))
-        pairs = {name: _plain_pair(lora_matrices(layer)) for name, layer in layers.items()}
-        language_model = Lora(pairs, plan.lora_target_modules, plan.lora_r, plan.lora_alpha, plan.lora_dropout)
+        language_model = _lora(lora_layers(parts.language_model(model)), plan, plan.lora_target_modules)
     if plan.head == "lora":
         layers = lora_layers(parts.diffusion_head(model))
-        pairs = {_original_layer(name): _plain_pair(lora_matrices(layer)) for name, layer in layers.items()}
-        head_lora = Lora(pairs, pairs, plan.lora_r, plan.lora_alpha, plan.lora_dropout)
+        head_lora = _lora({_original_layer(name): layer for name, layer in layers.items()}, plan, None)
     connectors: dict[Block, Tensors] = {}
     if plan.train_connectors:
         for block, module in (
@@ -172,13 +195,47 @@ def _parts_of(model: nn.Module, plan: AdapterPlan) -> AdapterParts:
 
 
 @torch.no_grad()
+def _lora(layers: Mapping[str, LoraLayer], plan: AdapterPlan, targets: Iterable[str] | None) -> Lora:
+    """What the layers have learned, by the names given for them; `targets` None: the layers are named one by one.
+
+    PiSSA and OLoRA took `s B0 A0` out of the weights before they began, so what is added to the published weights is
+    `s (B A - B0 A0)`: LoRA of twice the rank, whose matrices lie side by side, as PEFT itself converts them.
+    """
+    pairs, magnitudes = {}, {}
+    for name, layer in layers.items():
+        down, up = _plain_pair(lora_matrices(layer))
+        start = lora_start(layer)
+        if start is not None:
+            start_down, start_up = _plain_pair(start)
+            down, up = torch.cat([down, start_down], dim=0), torch.cat([up, -start_up], dim=1)
+        pairs[name] = (down, up)
+        magnitude = lora_magnitude(layer)
+        if magnitude is not None:
+            magnitudes[name] = _plain(magnitude)
+    scalings = {name: layer.scaling[ADAPTER] for name, layer in layers.items()}
+    return Lora.of(pairs, scalings, pairs if targets is None else targets, plan.lora_dropout, magnitudes)
+
+
+@torch.no_grad()
 def _head_tensors(model: nn.Module) -> Tensors:
     """The head's own tensors by their original names, with LoRA folded in if there is any."""
     tensors = {entry.original_name: _plain(entry.parameter) for entry in head_parameters(model)}
     for layer_name, layer in lora_layers(parts.diffusion_head(model)).items():
         name = f"{_original_layer(layer_name)}.weight"
-        tensors[name] = fold(tensors[name], *_plain_pair(lora_matrices(layer)), layer.scaling[ADAPTER])
+        magnitude = lora_magnitude(layer)
+        tensors[name] = fold(
+            tensors[name],
+            *_plain_pair(lora_matrices(layer)),
+            layer.scaling[ADAPTER],
+            None if magnitude is None else _plain(magnitude),
+        )
     return tensors
+
+
+def alpha_for(rank: int, scaling: float) -> float:
+    """What, divided by the rank, gives this factor; rounding takes back the division's last bit."""
+    alpha = round(rank * scaling, 9)
+    return alpha if alpha / rank == scaling else rank * scaling
 
 
 def original_name(block: Block, native_name: str) -> str:
@@ -224,6 +281,8 @@ def _peft_tensors(lora: Lora) -> Tensors:
     for layer, (down, up) in lora.pairs.items():
         tensors[f"base_model.model.{layer}.lora_A.weight"] = down
         tensors[f"base_model.model.{layer}.lora_B.weight"] = up
+    for layer, magnitude in lora.magnitudes.items():
+        tensors[f"base_model.model.{layer}.lora_magnitude_vector"] = magnitude
     return tensors
 
 
@@ -231,6 +290,7 @@ def _peft_config(lora: Lora, info: AdapterInfo) -> dict[str, Any]:
     config = LoraConfig(
         r=lora.rank,
         lora_dropout=lora.dropout,
+        use_dora=bool(lora.magnitudes),
         base_model_name_or_path=info.base_model,
         inference_mode=True,
         # The language model is a Qwen2Model without prepare_inputs_for_generation, which CAUSAL_LM asks for.

@@ -60,8 +60,8 @@ def write_model(flags: ExportFlags, layout: str | None, adapter: Path | None, ad
     Raises:
         UserError: a mistake in the flags, the model or the adapter; nothing is left behind.
     """
-    from vibevoice_finetune.adapters.merge import ExportRequest, export
     from vibevoice_finetune.base_model.config import Layout
+    from vibevoice_finetune.export.merge import ExportRequest, export
     from vibevoice_finetune.generation.order import DTYPES
 
     exported = export(

@@ -26,16 +26,17 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, add_training_to_card
+from vibevoice_finetune.adapters.lora import rely_on_autocast
 from vibevoice_finetune.adapters.save import save_adapter
-from vibevoice_finetune.adapters.upload import Upload, push_result, take_upload
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint
 from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
 from vibevoice_finetune.console import make_console
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
+from vibevoice_finetune.export.upload import Upload, push_result, take_upload
 from vibevoice_finetune.files.atomic import (
     check_writable,
     explaining_write_errors,

@@ -20,13 +20,11 @@ from vibevoice_finetune.adapters.attach import (
     AdapterPlan,
     attach,
     check_state,
-    fold,
     head_parameters,
-    lora_layers,
     merge,
-    rely_on_autocast,
     trainable_parameters,
 )
+from vibevoice_finetune.adapters.lora import fold, lora_layers, rely_on_autocast
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.errors import ArgumentError, RunCheckpointError
 

@@ -16,13 +16,13 @@ from vibevoice_finetune.adapters.apply import load_adapter
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
 from vibevoice_finetune.adapters.inspect import Inspection, PartReport, inspect_adapter, inspect_base_model
-from vibevoice_finetune.adapters.merge import ExportRequest, export
 from vibevoice_finetune.adapters.rewrite import fix_adapter
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model import parts, tensor_names
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import BaseModel, load_for_training, model_fingerprint, open_base_model
 from vibevoice_finetune.errors import AdapterError, ArgumentError, BaseModelError
+from vibevoice_finetune.export.merge import ExportRequest, export
 from vibevoice_finetune.files.locks import InUseError, locked
 
 Shape = Callable[[Path], None]  # turns this package's folder into another shape

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tests.unit.small_model import INFO, largest_difference, outputs, plan, small_model, train_at_random
 from vibevoice_finetune.adapters.apply import AppliedSummary, adapter_deltas, load_adapter
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach, has_lora, merge
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge
 from vibevoice_finetune.adapters.check import open_for
+from vibevoice_finetune.adapters.lora import has_lora
 from vibevoice_finetune.adapters.read import holds_adapter
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model import parts

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tests.unit.small_model import INFO, largest_difference, outputs, plan, small_model, train_at_random
 from vibevoice_finetune.adapters.apply import load_adapter
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach, lora_layers, merge
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge
 from vibevoice_finetune.adapters.info import public_name
+from vibevoice_finetune.adapters.lora import lora_layers
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.errors import AdapterError

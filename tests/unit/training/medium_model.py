@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, VibeVoiceConfig
 
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach, rely_on_autocast, trainable_parameters
+from vibevoice_finetune.adapters.attach import AdapterPlan, attach, trainable_parameters
+from vibevoice_finetune.adapters.lora import rely_on_autocast
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.prompt import SpecialTokens

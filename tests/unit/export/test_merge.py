@@ -14,11 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoProcessor, GenerationConfig, VibeVoiceForConditionalGeneration
 
-from vibevoice_finetune.adapters import merge as export_module
 from vibevoice_finetune.adapters.apply import adapter_deltas, load_adapter
 from vibevoice_finetune.adapters.attach import AdapterPlan, attach, merge, trainable_parameters
 from vibevoice_finetune.adapters.info import AdapterInfo
-from vibevoice_finetune.adapters.merge import ExportRequest, export
 from vibevoice_finetune.adapters.save import save_adapter
 from vibevoice_finetune.base_model.config import Layout
 from vibevoice_finetune.base_model.load import (
@@ -31,6 +29,8 @@ from vibevoice_finetune.base_model.parts import tensor_shapes
 from vibevoice_finetune.base_model.tensor_names import to_native
 from vibevoice_finetune.base_model.weights import index_weights
 from vibevoice_finetune.errors import AdapterError, ArgumentError, BaseModelError, UserError
+from vibevoice_finetune.export import merge as export_module
+from vibevoice_finetune.export.merge import ExportRequest, export
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.files.locks import InUseError, locked
 

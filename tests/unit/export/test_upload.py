@@ -14,8 +14,8 @@ from vibevoice_finetune.adapters.check import check_records
 from vibevoice_finetune.adapters.info import AdapterInfo, add_training_to_card
 from vibevoice_finetune.adapters.read import open_adapter
 from vibevoice_finetune.adapters.save import save_adapter
-from vibevoice_finetune.adapters.upload import Upload, push_result, take_upload
 from vibevoice_finetune.errors import ArgumentError, UserError
+from vibevoice_finetune.export.upload import Upload, push_result, take_upload
 
 TOKEN = "hf_" + "a" * 34
 SETTINGS = {"learning_rate": 2.5e-5, "lora_r": 8, "train_jsonl": "/data/me/train.jsonl", "output_dir": "/data/me/out"}
@@ -89,7 +89,7 @@ def test_a_name_that_is_not_valid_and_a_folder_that_is_not_finished(folder: Path
 
 
 def test_the_request_is_taken_from_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vibevoice_finetune.adapters.upload.get_token", lambda: TOKEN)
+    monkeypatch.setattr("vibevoice_finetune.export.upload.get_token", lambda: TOKEN)
     out = str(tmp_path / "voice-of-me")
     loop = TrainingArguments(out, push_to_hub=True, hub_token=TOKEN, hub_private_repo=True, report_to="none")
     upload = take_upload(loop)
@@ -102,7 +102,7 @@ def test_the_request_is_taken_from_the_trainer(tmp_path: Path, monkeypatch: pyte
 
 
 def test_without_a_token_the_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vibevoice_finetune.adapters.upload.get_token", lambda: None)
+    monkeypatch.setattr("vibevoice_finetune.export.upload.get_token", lambda: None)
     loop = TrainingArguments(str(tmp_path / "out"), push_to_hub=True, report_to="none")
     with pytest.raises(ArgumentError, match=r"--push_to_hub: .*hf auth login"):
         take_upload(loop)
