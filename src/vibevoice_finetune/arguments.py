@@ -25,6 +25,7 @@ from vibevoice_finetune.flags.machine import (
     check_attention,
     check_bitsandbytes,
     check_compiler,
+    check_liger,
     check_loggers,
     is_installed,
 )
@@ -273,6 +274,13 @@ def make_arguments(
     except ValueError as error:  # transformers' own checks of its arguments
         raise ArgumentError(" ".join(str(error).split())) from error
     check_attention(model.attn_implementation, on_gpu=loop.on_gpu, bf16=loop.bf16)
+    if model.train_language_model and given.get("lora_target_modules", "none").strip().lower() != "none":
+        raise ArgumentError(
+            "--train_language_model and --lora_target_modules exclude each other: train all weights of the language "
+            "model or LoRA on it; leave one of the two out."
+        )
+    if loop.use_liger_kernel:
+        check_liger(on_gpu=loop.on_gpu)
     if model.quantised_bits:
         check_bitsandbytes(f"--load_in_{model.quantised_bits}bit")
     recorded, of_recipe = (

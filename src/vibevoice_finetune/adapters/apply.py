@@ -136,7 +136,7 @@ def load_adapter(
         if strict:
             raise AdapterError(message)
         warnings.append(message)
-    blocks = tuple(_describe(part, _module(model, part.block)) for part in contents.blocks)
+    blocks = tuple(_describe(part, module_of(model, part.block)) for part in contents.blocks)
     if not any(block.changes_base for block in blocks):
         warnings.append(f"{contents.folder}: changes nothing: every part of it equals the base model")
     if scale != 0.0:
@@ -201,11 +201,11 @@ def _blend(base: Tensor, trained: Tensor, scale: float) -> Tensor:
 
 @torch.no_grad()
 def _apply(model: nn.Module, part: BlockContents, scale: float) -> None:
-    block = _module(model, part.block)
+    block = module_of(model, part.block)
     for name, stored in part.full.items():
         parameter = block.get_parameter(name.removeprefix(part.block.native))
         parameter.copy_(_blend(parameter, stored.tensor, scale))
-    pairs = {_layer_name(part, name): pair for name, pair in part.low_rank.items()}
+    pairs = {layer_name(part, name): pair for name, pair in part.low_rank.items()}
     for name, pair in pairs.items():
         if pair.magnitude is not None:
             weight = block.get_parameter(f"{name}.weight")
@@ -256,11 +256,13 @@ def _language_model_tensor(model: nn.Module, name: str) -> Tensor | None:
         return None
 
 
-def _layer_name(part: BlockContents, native_name: str) -> str:
+def layer_name(part: BlockContents, native_name: str) -> str:
+    """The name within its block of the layer whose weight has this name."""
     return native_name.removeprefix(part.block.native).removesuffix(".weight")
 
 
-def _module(model: nn.Module, block: Block) -> nn.Module:
+def module_of(model: nn.Module, block: Block) -> nn.Module:
+    """The part of a model that a block of an adapter belongs to."""
     modules: dict[Block, Callable[[nn.Module], nn.Module]] = {
         LANGUAGE_MODEL: parts.language_model,
         HEAD: parts.diffusion_head,

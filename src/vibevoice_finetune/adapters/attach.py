@@ -33,6 +33,7 @@ class AdapterPlan:
         layers_to_freeze: indices into `head_parameters`, of a fully trained head.
         train_language_model: whether all weights of the language model are trained, its output matrix included.
         lora_rank_pattern: names of layers, or ends of such names, of the language model to another rank.
+        head_rank_pattern: names of layers of the diffusion head to their ranks.
         use_rslora: whether the factor is `lora_alpha / sqrt(r)`.
         use_dora: whether each row of a weight also has a trained length.
         init_lora_weights: how LoRA begins, see `LoraForm`.
@@ -47,6 +48,7 @@ class AdapterPlan:
     layers_to_freeze: tuple[int, ...] = ()
     train_language_model: bool = False
     lora_rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    head_rank_pattern: Mapping[str, int] = field(default_factory=dict)
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: str = "default"
@@ -99,7 +101,8 @@ def attach(model: nn.Module, plan: AdapterPlan, begun: Starts | None = None) -> 
             parts.language_model(model), plan.lora_target_modules, form, begun, tensor_names.LANGUAGE_MODEL
         )
     if plan.head == "lora":
-        inject_for_training(head, _linear_names(head), plan.form({}), begun, tensor_names.DIFFUSION_HEAD)
+        targets = tuple(plan.head_rank_pattern) or _linear_names(head)
+        inject_for_training(head, targets, plan.form(plan.head_rank_pattern), begun, tensor_names.DIFFUSION_HEAD)
     if plan.head == "full":
         _train_whole(head)
         for entry in head_parameters(model):

@@ -88,6 +88,11 @@ def public_name(model: str) -> str:
     return f"{cached[1]}/{cached[2]}" if cached else path.name or "model"
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name has the form of a Hub id."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run that may be given away: none that names a place on its machine, and no secret."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
@@ -175,7 +180,7 @@ def write_card(folder: Path, info: AdapterInfo, plan: AdapterPlan, num_bytes: in
     """
     base = public_name(info.base_model)
     data = ModelCardData(
-        base_model=base if _HUB_ID.fullmatch(base) else None,
+        base_model=base if is_hub_id(base) else None,
         library_name="peft",
         pipeline_tag="text-to-speech",
         tags=["vibevoice", "lora", "text-to-speech"],
@@ -254,7 +259,8 @@ def _recipe_lines(info: AdapterInfo) -> list[str]:
 
 
 def _parts(plan: AdapterPlan) -> list[str]:
-    lora = f"LoRA, rank {plan.lora_r}, alpha {plan.lora_alpha}"
+    kind = "DoRA" if plan.use_dora else "LoRA"
+    lora = f"{kind}, rank {plan.lora_r}, alpha {plan.lora_alpha:g}"
     parts = []
     if plan.lora_target_modules:
         parts.append(f"- language model: {lora}, on {', '.join(map(_as_code, plan.lora_target_modules))}")

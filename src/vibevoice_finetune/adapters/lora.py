@@ -23,12 +23,10 @@ from torch import Tensor, nn
 
 from vibevoice_finetune.adapters.files import Stored
 from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.flags.model import FROM_WEIGHTS
 
 # PEFT can hold several adapters in a layer; here is one, by the name that PEFT gives a first one.
 ADAPTER = "default"
-
-FROM_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
-"""Values of `--init_lora_weights` that begin at the weights and take this part out of them."""
 
 _START = ("start_down", "start_up")
 

@@ -35,6 +35,7 @@ from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, FileRecord,
 from vibevoice_finetune.adapters.lora import LowRank
 from vibevoice_finetune.adapters.lora_config import LoraRules, read_lora_rules
 from vibevoice_finetune.base_model import tensor_names
+from vibevoice_finetune.base_model.hub import Wanted
 from vibevoice_finetune.errors import AdapterError, BaseModelError, shown
 from vibevoice_finetune.files.atomic import settle
 
@@ -59,6 +60,8 @@ SEMANTIC_CONNECTOR = Block(
 )
 CONNECTORS = (ACOUSTIC_CONNECTOR, SEMANTIC_CONNECTOR)
 
+ADAPTER_FILES = Wanted("adapter", ("*.json", "*.safetensors", "*.bin"), "hf download {}")
+"""What is downloaded of an adapter on the Hub."""
 NESTED = "lora"
 CONFIG_FILE = "adapter_config.json"
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")

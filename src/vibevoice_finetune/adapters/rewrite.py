@@ -70,8 +70,8 @@ def _parts(contents: AdapterContents, checkpoint: BaseModel) -> AdapterParts:
     found = {part.block: part for part in contents.blocks}
     head = found.get(HEAD, BlockContents(HEAD))
     return AdapterParts(
-        language_model=_lora(found[LANGUAGE_MODEL]) if LANGUAGE_MODEL in found else None,
-        head_lora=_lora(head) if head.low_rank and not head.full else None,
+        language_model=lora_of(found[LANGUAGE_MODEL]) if LANGUAGE_MODEL in found else None,
+        head_lora=lora_of(head) if head.low_rank and not head.full else None,
         head=_head_tensors(head, checkpoint) if HEAD in found else {},
         connectors={
             block: {original_name(block, name): _plain(stored.tensor) for name, stored in found[block].full.items()}
@@ -97,7 +97,7 @@ def _plan(contents: AdapterContents) -> AdapterPlan:
     """What was trained, as far as the tensors tell; ranks and scales that differ by layer stand in the rules."""
     parts = {part.block: part for part in contents.blocks}
     with_lora = [part for part in contents.blocks if part.low_rank]
-    lora = _lora(with_lora[0]) if with_lora else None
+    lora = lora_of(with_lora[0]) if with_lora else None
     head = parts.get(HEAD, BlockContents(HEAD))
     form = "full" if head.full else "lora" if head.low_rank else "frozen"
     connectors = [block in parts for block in CONNECTORS]
@@ -110,14 +110,14 @@ def _plan(contents: AdapterContents) -> AdapterPlan:
         lora_r=lora.rank if lora else 1,
         lora_alpha=lora.alpha if lora else 1,
         lora_dropout=0.0,
-        lora_target_modules=_targets(parts[LANGUAGE_MODEL]) if LANGUAGE_MODEL in parts else (),
+        lora_target_modules=targets_of(parts[LANGUAGE_MODEL]) if LANGUAGE_MODEL in parts else (),
         head=form,  # type: ignore[arg-type]  # one of the three literals
         train_connectors=all(connectors),
         use_dora=bool(lora and lora.magnitudes),
     )
 
 
-def _targets(part: BlockContents) -> tuple[str, ...]:
+def targets_of(part: BlockContents) -> tuple[str, ...]:
     """The short names that the adapter's rules give, if nothing but names is in them; else each layer's full name."""
     assert part.rules is not None
     rules = part.rules
@@ -126,7 +126,8 @@ def _targets(part: BlockContents) -> tuple[str, ...]:
     return tuple(sorted(_layer(part, name) for name in part.low_rank))
 
 
-def _lora(part: BlockContents) -> Lora:
+def lora_of(part: BlockContents) -> Lora:
+    """LoRA of a block by the original's names, as it is written; the block has some."""
     pairs, scalings, magnitudes = {}, {}, {}
     for native_name, pair in part.low_rank.items():
         name = _layer(part, native_name)
@@ -134,7 +135,7 @@ def _lora(part: BlockContents) -> Lora:
         scalings[name] = pair.scaling
         if pair.magnitude is not None:
             magnitudes[name] = _plain(pair.magnitude.tensor)
-    targets = _targets(part) if part.block is LANGUAGE_MODEL else tuple(pairs)
+    targets = targets_of(part) if part.block is LANGUAGE_MODEL else tuple(pairs)
     return Lora.of(pairs, scalings, targets, magnitudes=magnitudes)
 
 

@@ -39,11 +39,10 @@ def inspect(words: list[str]) -> None:
     from rich.console import Console
 
     from vibevoice_finetune.adapters.inspect import inspect_adapter, inspect_base_model
-    from vibevoice_finetune.adapters.read import holds_adapter
+    from vibevoice_finetune.adapters.read import ADAPTER_FILES, holds_adapter
     from vibevoice_finetune.adapters.rewrite import fix_adapter
     from vibevoice_finetune.base_model.hub import SETTINGS, locate
     from vibevoice_finetune.base_model.load import open_base_model
-    from vibevoice_finetune.generation.generate import ADAPTER_FILES
 
     cache_dir = None if flags.cache_dir is None else Path(flags.cache_dir)
     base = None if flags.model_name_or_path is None else open_base_model(flags.model_name_or_path, cache_dir)

@@ -29,8 +29,8 @@ def merge(words: list[str]) -> None:
         UserError: a mistake in the flags, the model or the adapter; nothing is left behind.
     """
     flags = parse_flags(MergeFlags, "merge", words, SUMMARY)
+    from vibevoice_finetune.adapters.read import ADAPTER_FILES
     from vibevoice_finetune.base_model.hub import locate
-    from vibevoice_finetune.generation.generate import ADAPTER_FILES
 
     folder, _ = locate(flags.adapter, ADAPTER_FILES, None if flags.cache_dir is None else Path(flags.cache_dir))
     write_model(flags, flags.layout, folder, flags.adapter_scale)

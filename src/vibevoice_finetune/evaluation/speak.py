@@ -17,13 +17,13 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from vibevoice_finetune.adapters.read import ADAPTER_FILES
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model.hub import locate
 from vibevoice_finetune.data.rows import Row
 from vibevoice_finetune.data.script import parse_script
 from vibevoice_finetune.files.atomic import write_json, writing_file
 from vibevoice_finetune.generation.generate import (
-    ADAPTER_FILES,
     Generation,
     GenerationRequest,
     ModelSource,

@@ -159,7 +159,7 @@ def export(request: ExportRequest) -> Exported:
 def _export(request: ExportRequest, output: Path) -> Exported:
     checkpoint = open_base_model(request.name_or_path, request.cache_dir)
     layout = request.layout or checkpoint.layout
-    tokenizer = _tokenizer(checkpoint, layout, request)
+    tokenizer = text_tokenizer(checkpoint, layout, request.processor_name_or_path, request.cache_dir)
     if layout is Layout.NATIVE and tokenizer is not None:
         checkpoint = with_special_tokens(checkpoint, special_tokens(tokenizer))
     index = weight_index(checkpoint)
@@ -172,10 +172,10 @@ def _export(request: ExportRequest, output: Path) -> Exported:
     num_float8 = sum(stored.dtype in FLOATS_8 for stored in index.tensors.values())
     config_dtype = torch.bfloat16 if num_float8 and deltas and request.dtype is None else request.dtype
     # Refuses what the layout cannot say before anything is written.
-    config = _config_json(checkpoint, layout, config_dtype)
+    config = config_json(checkpoint, layout, config_dtype)
     rounding = _Rounding()
     with writing_folder(output) as staging:
-        _write_small_files(staging, checkpoint, layout, tokenizer)
+        write_small_files(staging, checkpoint, layout, tokenizer)
         write_json(staging / CONFIG_FILE, config)
         write_weights(staging, _result(index.tensors, deltas, layout, dtypes, rounding), request.max_shard_bytes)
     if num_float8 and config_dtype is not request.dtype:
@@ -245,7 +245,7 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
 
 
-def _config_json(checkpoint: BaseModel, layout: Layout, dtype: torch.dtype | None) -> Json:
+def config_json(checkpoint: BaseModel, layout: Layout, dtype: torch.dtype | None) -> Json:
     """The result's `config.json`: the base's own where the layout stays, so that nothing it says is lost."""
     if layout is Layout.NATIVE:
         config: Json = json.loads(checkpoint.config.to_json_string())
@@ -273,19 +273,22 @@ def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tokenizer(checkpoint: BaseModel, layout: Layout, request: ExportRequest) -> Qwen2Tokenizer | None:
+def text_tokenizer(
+    checkpoint: BaseModel, layout: Layout, processor: str | None, cache_dir: Path | None
+) -> Qwen2Tokenizer | None:
     """The text tokenizer to be written; None where the base's own files are copied as they are."""
     copies = checkpoint.layout is layout and (layout is Layout.ORIGINAL or _has_processor(checkpoint))
-    if copies and request.processor_name_or_path is None:
+    if copies and processor is None:
         return None
-    return load_tokenizer(checkpoint, request.processor_name_or_path, request.cache_dir)
+    return load_tokenizer(checkpoint, processor, cache_dir)
 
 
 def _has_processor(checkpoint: BaseModel) -> bool:
     return all((checkpoint.folder / name).is_file() for name in (PROCESSOR_FILE, TEMPLATE_FILE))
 
 
-def _write_small_files(folder: Path, checkpoint: BaseModel, layout: Layout, tokenizer: Qwen2Tokenizer | None) -> None:
+def write_small_files(folder: Path, checkpoint: BaseModel, layout: Layout, tokenizer: Qwen2Tokenizer | None) -> None:
+    """Write what a model's readers look for beside weights and configuration."""
     if checkpoint.layout is layout:
         for name in _SMALL_FILES:
             if is_file_inside(checkpoint.folder, name):

@@ -1,4 +1,4 @@
-"""The result of a run on the Hub, if `--push_to_hub` asks for it: `lora/` and nothing else.
+"""The result of a run on the Hub, if `--push_to_hub` asks for it: `lora/` or `model/`, and nothing else.
 
 Why: transformers' Trainer would push the output folder as it trains, optimizer states and local paths included, and
 with a model card that knows nothing of VibeVoice. So the request is taken out of its hands before it is built, and
@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from vibevoice_finetune.adapters.info import INFO_FILE
 from vibevoice_finetune.errors import ArgumentError, UserError, shown
+from vibevoice_finetune.export.whole_model import RECORD_FILE
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def take_upload(loop: TrainingArguments) -> Upload | None:
 
 
 def push_result(folder: Path, upload: Upload) -> str:
-    """Upload a finished adapter in one commit; what the repository holds beside it stays.
+    """Upload a finished result in one commit; what the repository holds beside it stays.
 
     Args:
-        folder: `lora/`, complete.
+        folder: `lora/` or `model/`, complete.
         upload: the repository.
 
     Returns:
@@ -72,7 +73,7 @@ def push_result(folder: Path, upload: Upload) -> str:
         UserError: the Hub cannot be reached, or refuses. The result is on the disk all the same, and the message says
             how to upload it.
     """
-    if not (folder / INFO_FILE).is_file():
+    if not any((folder / name).is_file() for name in (INFO_FILE, RECORD_FILE)):
         raise ArgumentError(f"{folder}: holds no finished result ({INFO_FILE} is missing); nothing was uploaded")
     api = HfApi(token=upload.token)
     try:

@@ -58,7 +58,7 @@ REFUSED = {
     "label_names": _OWN_LOSSES,
     "label_smoothing_factor": _OWN_LOSSES,
     "length_column_name": _BATCHES_OF_ROWS,
-    "liger_kernel_config": "Liger's kernels know nothing of packed speech; leave it out, or use --torch_compile True",
+    "liger_kernel_config": "norm, MLP and rotary kernels are used together; leave it out",
     "logging_nan_inf_filter": "a step that is not finite is skipped and named, never hidden; leave it out",
     "neftune_noise_alpha": "noise on embeddings would train what generation never hears; use --lora_dropout",
     "optim_target_modules": "GaLore and APOLLO are not offered; LoRA's layers are --lora_target_modules",
@@ -70,7 +70,6 @@ REFUSED = {
     "skip_memory_metrics": "`estimate` says what memory a run needs; leave it out",
     "train_sampling_strategy": _BATCHES_OF_ROWS,
     "use_cache": "training has no use for a cache of keys and values; leave it out",
-    "use_liger_kernel": "Liger's kernels know nothing of packed speech; leave it out, or use --torch_compile True",
 }
 """Flags of which only the default is accepted, and what to use instead."""
 

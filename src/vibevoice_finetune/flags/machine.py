@@ -121,6 +121,20 @@ def check_bitsandbytes(flag: str) -> None:
         raise ArgumentError(f'{flag}: bitsandbytes is not installed; run: pip install "vibevoice-finetune[4bit]"')
 
 
+def check_liger(*, on_gpu: bool) -> None:
+    """Refuse Liger's kernels where they cannot run.
+
+    Raises:
+        ArgumentError: an NVIDIA GPU or the package is missing.
+    """
+    if not on_gpu:
+        raise ArgumentError("--use_liger_kernel: runs on NVIDIA GPUs only; leave the flag out.")
+    if not is_installed("liger_kernel"):
+        raise ArgumentError(
+            '--use_liger_kernel: liger_kernel is not installed; run: pip install "vibevoice-finetune[liger]"'
+        )
+
+
 def check_compiler(backend: str, known: Sequence[str], usual: Sequence[str], *, on_gpu: bool) -> None:
     """Refuse a backend of torch.compile that does not exist, or that finds no compiler.
 

@@ -7,6 +7,9 @@ from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.declare import SHARE_BELOW_ONE, Range, flag, shown
 from vibevoice_finetune.flags.machine import is_installed
 
+LARGEST_RANK = 4096
+FROM_WEIGHTS = ("pissa", "pissa_niter_16", "olora")
+"""Values of `--init_lora_weights` that begin at the weights and take this part out of them."""
 LANGUAGE_MODEL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 HeadTraining = Literal["full", "lora", "frozen"]
 """How the diffusion head is trained: all of its weights, LoRA on it, or not at all."""
@@ -35,8 +38,20 @@ class ModelArguments:
         True, help="Must stay True: latents are computed once, with the released tokenizer.", group="model"
     )
     freeze_semantic_tokenizer: bool = flag(True, help="Must stay True, for the same reason.", group="model")
+    train_language_model: bool = flag(
+        False,
+        help="Train all weights of the language model, in place of LoRA on it; the result is a whole model, OUT/model.",
+        group="what is trained",
+    )
+    adapter_name_or_path: str | None = flag(
+        None,
+        help="Adapter to start from: a folder or a Hub id; its layers and ranks are taken over.",
+        group="what is trained",
+        is_path=True,
+        shown_default="start from the base model alone",
+    )
     lora_r: int = flag(
-        8, help="Rank of the LoRA matrices.", group="what is trained", range=Range(at_least=1, at_most=4096)
+        8, help="Rank of the LoRA matrices.", group="what is trained", range=Range(at_least=1, at_most=LARGEST_RANK)
     )
     lora_alpha: int = flag(
         32, help="LoRA updates are multiplied by alpha / r.", group="what is trained", range=Range(at_least=1)
@@ -49,6 +64,25 @@ class ModelArguments:
         help="Linear layers of the language model that get LoRA, separated by commas; 'none': no LoRA there.",
         group="what is trained",
         is_list=True,
+    )
+    lora_rank_pattern: dict[str, int] | None = flag(
+        None,
+        help="Another rank for some layers of the language model, as in '{\"q_proj\": 16}'.",
+        group="what is trained",
+    )
+    use_rslora: bool = flag(
+        False, help="LoRA updates are multiplied by alpha / sqrt(r), for large ranks.", group="what is trained"
+    )
+    use_dora: bool = flag(
+        False,
+        help="DoRA: also train a length for each row of a weight; a step takes longer.",
+        group="what is trained",
+    )
+    init_lora_weights: Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora"] = flag(
+        "default",
+        help="How LoRA begins. pissa (niter: a faster approximation) and olora: at the strongest directions of the "
+        "weights; saved as LoRA of twice the rank.",
+        group="what is trained",
     )
     lora_wrap_diffusion_head: bool = flag(False, help="LoRA on the diffusion head.", group="what is trained")
     train_diffusion_head: bool = flag(False, help="Train all weights of the diffusion head.", group="what is trained")
@@ -88,11 +122,49 @@ class ModelArguments:
                 "--train_diffusion_head and --lora_wrap_diffusion_head exclude each other: train all weights of the "
                 "diffusion head or LoRA on it; leave one of the two out."
             )
+        self._check_lora()
+        if self.quantised_bits and self.train_language_model:
+            raise ArgumentError(
+                f"--train_language_model and --load_in_{self.quantised_bits}bit: packed weights cannot be trained; "
+                "leave one of the two out."
+            )
         if self.load_in_4bit and self.load_in_8bit:
             raise ArgumentError("--load_in_4bit and --load_in_8bit exclude each other; leave one of the two out.")
         if self.layers_to_freeze and not self.train_diffusion_head:
             raise ArgumentError("--layers_to_freeze needs --train_diffusion_head: it names tensors of that head.")
         _ = self.frozen_head_layers
+
+    def _check_lora(self) -> None:
+        forms = {
+            "lora_rank_pattern": self.lora_rank_pattern,
+            "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+            "init_lora_weights": self.init_lora_weights != "default",
+        }
+        for name, wanted in forms.items():
+            if wanted and not (self.target_modules or (self.lora_wrap_diffusion_head and name != "lora_rank_pattern")):
+                raise ArgumentError(f"--{name}: nothing has LoRA here; leave the flag out.")
+        for name, rank in (self.lora_rank_pattern or {}).items():
+            if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+                raise ArgumentError(
+                    f"--lora_rank_pattern {shown(name)}: {shown(rank)} is not a rank; it must be a whole number from 1 "
+                    f"to {LARGEST_RANK:,}."
+                )
+        if self.init_lora_weights not in FROM_WEIGHTS:
+            return
+        flag_and_value = f"--init_lora_weights {self.init_lora_weights}"
+        if self.use_dora:
+            raise ArgumentError(f"{flag_and_value} and --use_dora exclude each other; leave one of the two out.")
+        if self.quantised_bits:
+            raise ArgumentError(
+                f"{flag_and_value}: takes a part out of the weights, and packed weights of {self.quantised_bits} "
+                "bits cannot hold the rest; leave one of the two out."
+            )
+        if self.adapter_name_or_path:
+            raise ArgumentError(
+                f"{flag_and_value} and --adapter_name_or_path exclude each other: LoRA begins where the adapter ended; "
+                "leave one of the two out."
+            )
 
     def attention(self, device_type: str, *, bf16: bool) -> str:
         """`--attn_implementation`, with auto decided for this kind of device; flash-attn computes in bf16 only."""
@@ -116,7 +188,7 @@ class ModelArguments:
     @property
     def target_modules(self) -> tuple[str, ...]:
         """`--lora_target_modules` as names; empty: no LoRA on the language model."""
-        if self.lora_target_modules.strip().lower() == "none":
+        if self.train_language_model or self.lora_target_modules.strip().lower() == "none":
             return ()
         return tuple(name.strip() for name in self.lora_target_modules.split(",") if name.strip())
 

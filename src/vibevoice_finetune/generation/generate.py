@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vibevoice_finetune.adapters.apply import AppliedSummary, load_adapter
+from vibevoice_finetune.adapters.read import ADAPTER_FILES
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ, AudioSource
 from vibevoice_finetune.base_model import parts
-from vibevoice_finetune.base_model.hub import Wanted, locate
+from vibevoice_finetune.base_model.hub import locate
 from vibevoice_finetune.base_model.load import (
     load_for_generation,
     model_fingerprint,
@@ -41,7 +42,6 @@ from vibevoice_finetune.generation.loop import Prompt, Spoken, speak
 from vibevoice_finetune.generation.prompts import SpeechModel, make_prompt
 from vibevoice_finetune.generation.scripts import Script
 
-ADAPTER_FILES = Wanted("adapter", ("*.json", "*.safetensors", "*.bin"), "hf download {}")
 _LESS_MEMORY = "use --dtype bf16 (half of float32), a shorter text or voice, another --device, or close other programs."
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 MAX_STEPS = NUM_TRAIN_TIMESTEPS - 1

@@ -12,7 +12,7 @@ r rank of LoRA, T tokens, F target frames, K noise draws a frame, N text labels,
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import VibeVoiceConfig
@@ -117,6 +117,10 @@ class Recipe:
         accumulation: micro-batches of an optimizer step.
         processes: processes that train together.
         max_tokens: value of `--max_tokens_per_batch`.
+        train_language_model: whether all weights of the language model are trained.
+        lora_ranks: names of layers, or ends of such names, with another rank.
+        dora: whether each row of a weight with LoRA has a trained length.
+        keeps_start: whether LoRA's beginning is kept, as PiSSA's and OLoRA's is.
         splits: whether the processes hold a share each of all weights, gradients and the optimizer's state.
     """
 
@@ -137,6 +141,10 @@ class Recipe:
     processes: int
     max_tokens: int | None = None
     splits: bool = False
+    train_language_model: bool = False
+    lora_ranks: Mapping[str, int] = field(default_factory=dict)
+    dora: bool = False
+    keeps_start: bool = False
 
     @property
     def share(self) -> float:
@@ -212,13 +220,33 @@ def measure(config: VibeVoiceConfig) -> ModelSize:
 
 def trained_numbers(size: ModelSize, recipe: Recipe) -> int:
     """How many numbers are trained. Frozen tensors of a fully trained head count too: they are few."""
-    targeted = [shape for name, shape in size.language_model.items() if _is_target(name, recipe.lora_targets)]
-    lora = list(targeted) + (list(size.head_linear.values()) if recipe.head == "lora" else [])
     return (
-        recipe.lora_r * sum(map(sum, lora))
+        lora_numbers(size, recipe)
+        + (language_model_numbers(size) if recipe.train_language_model else 0)
         + (size.head if recipe.head == "full" else 0)
         + (size.connectors if recipe.train_connectors else 0)
     )
+
+
+def lora_numbers(size: ModelSize, recipe: Recipe) -> int:
+    """How many numbers LoRA has."""
+    lora = [
+        (_rank(name, recipe), shape)
+        for name, shape in size.language_model.items()
+        if _is_target(name, recipe.lora_targets)
+    ]
+    lora += [(recipe.lora_r, shape) for shape in size.head_linear.values()] if recipe.head == "lora" else []
+    return sum(rank * sum(shape) + (shape[0] if recipe.dora else 0) for rank, shape in lora)
+
+
+def language_model_numbers(size: ModelSize) -> int:
+    """All numbers of the language model and its output matrix."""
+    return sum(map(math.prod, size.language_model.values())) + size.other
+
+
+def output_matrix_bytes(size: ModelSize, recipe: Recipe) -> float:
+    """A gradient of the output matrix as a whole, where it is trained."""
+    return FLOAT32 * size.vocab * size.hidden if recipe.train_language_model else 0.0
 
 
 def gathered_bytes(size: ModelSize, recipe: Recipe) -> float:
@@ -226,16 +254,18 @@ def gathered_bytes(size: ModelSize, recipe: Recipe) -> float:
     if not recipe.splits:
         return 0.0
     in_layers = sum(map(math.prod, size.language_model.values()))
-    return recipe.activation * (2 * in_layers / size.layers + size.other + size.connectors)
+    number = FLOAT32 if recipe.train_language_model else recipe.activation
+    return number * (2 * in_layers / size.layers + size.other) + recipe.activation * size.connectors
 
 
 def weight_bytes(size: ModelSize, recipe: Recipe) -> float:
     """The weights as they are loaded; what is trained whole is float32, LoRA is counted with the trained numbers."""
     in_linear = sum(map(math.prod, size.language_model.values()))
     linear_bytes = BITS_TO_BYTES[recipe.quantised_bits] if recipe.quantised_bits else recipe.activation
+    language_model = in_linear * linear_bytes + size.other * recipe.activation
     return (
-        in_linear * linear_bytes
-        + size.other * recipe.activation
+        (0 if recipe.train_language_model else language_model)
+        + (FLOAT32 * lora_numbers(size, recipe) if recipe.keeps_start else 0)
         + (0 if recipe.head == "full" else size.head * recipe.activation)
         + (0 if recipe.train_connectors else size.connectors * recipe.activation)
     )
@@ -250,6 +280,11 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     """What one layer of the language model keeps for the backward pass."""
     a, d, i = recipe.activation, size.hidden, size.intermediate
     norms = 2 * FLOAT32 * d
+    if recipe.train_language_model:
+        # Of each norm also what its weight is multiplied with. Of each linear layer its input; in bf16 a copy for each.
+        readers = (3 + 2) if recipe.bf16 else 2
+        attended = a * d if recipe.attention == "varlen" and batch.rows > 1 else 0
+        norms += 2 * FLOAT32 * d + readers * a * d + a * i + attended
     feed_forward = 3 * a * i  # what enters the activation function, what leaves it, what it is multiplied with
     targeted = {
         name.rpartition(".")[2]: _lora_bytes(recipe, columns)
@@ -257,20 +292,20 @@ def layer_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
         if ".layers.0." in name and _is_target(name, recipe.lora_targets)
     }
     lora = sum(targeted.values())
+    extra = _dora_bytes(size, recipe, batch) if recipe.dora else 0
     if not recipe.lora_dropout:
         # Without dropout, LoRA reads tensors of which one copy is kept.
         # Of attention's output there are two where rows were attended to by themselves and then joined.
         output = "o_proj" in targeted and not (recipe.attention == "varlen" and batch.rows > 1)
         lora -= a * d * (_doubles(targeted, ("q_proj", "k_proj", "v_proj")) + output)
         lora -= a * d * _doubles(targeted, ("gate_proj", "up_proj"))
-    return batch.tokens * (norms + _attention_bytes(size, recipe, batch) + feed_forward + lora)
+    return batch.tokens * (norms + _attention_bytes(size, recipe, batch) + feed_forward + lora) + extra
 
 
 def language_model_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     """What all layers keep; with activation checkpointing, the input of each."""
-    a_layer = (
-        recipe.activation * size.hidden * batch.tokens if recipe.checkpointing else layer_bytes(size, recipe, batch)
-    )
+    kept = FLOAT32 if recipe.train_language_model else recipe.activation
+    a_layer = kept * size.hidden * batch.tokens if recipe.checkpointing else layer_bytes(size, recipe, batch)
     ends = (3 * recipe.activation + FLOAT32) * size.hidden * batch.tokens  # embeddings, last states, their norm
     return size.layers * a_layer + ends
 
@@ -292,9 +327,10 @@ def head_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     return batch.frames * (recipe.draws * a_draw + a_frame)
 
 
-def logits_bytes(size: ModelSize, batch: MicroBatch) -> float:
+def logits_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     """The largest moment of the text loss: a chunk's logits and their gradient in bf16, and one float32 in between."""
-    return 2 * FLOAT32 * min(batch.labels, LOGITS_CHUNK) * size.vocab
+    matrix = output_matrix_bytes(size, recipe) * (1.5 if recipe.bf16 else 1)  # and a chunk's part of it in bf16
+    return 2 * FLOAT32 * min(batch.labels, LOGITS_CHUNK) * size.vocab + matrix
 
 
 def backward_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
@@ -327,6 +363,19 @@ def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> floa
     return a * 4 * d + FLOAT32 * size.heads + mask
 
 
+def _dora_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
+    """What DoRA adds in a layer: both results that a magnitude is multiplied with, and with dropout the weight again."""
+    a = recipe.activation
+    kept = 0.0
+    for name, (rows, columns) in size.language_model.items():
+        if ".layers.0." in name and _is_target(name, recipe.lora_targets):
+            kept += batch.tokens * 2 * a * rows
+            if recipe.bf16:  # inputs, and so dropout's masks, are float32
+                kept += batch.tokens * (FLOAT32 - a) * columns
+                kept += a * rows * columns if recipe.lora_dropout else 0
+    return kept
+
+
 def _lora_bytes(recipe: Recipe, columns: int) -> int:
     """What LoRA on a linear layer keeps of a token: dropout's mask, its own copy of the input, its inner result."""
     return (recipe.dropout_mask + recipe.activation) * columns + recipe.activation * recipe.lora_r
@@ -346,6 +395,10 @@ def _split(linear: Mapping[str, tuple[int, int]], name_part: str) -> tuple[list[
     """Columns of the layers whose name holds a part, and of the others."""
     chosen = [columns for name, (_, columns) in linear.items() if name_part in name]
     return chosen, [columns for name, (_, columns) in linear.items() if name_part not in name]
+
+
+def _rank(name: str, recipe: Recipe) -> int:
+    return next((rank for end, rank in recipe.lora_ranks.items() if f".{name}".endswith(f".{end}")), recipe.lora_r)
 
 
 def _is_target(name: str, targets: tuple[str, ...]) -> bool:

@@ -20,6 +20,7 @@ from vibevoice_finetune.arguments import SPLIT_OPTIMIZERS, Arguments
 from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.sampler import RowBatches, TokenBatches
 from vibevoice_finetune.data.voice_prompts import PlannedRow
+from vibevoice_finetune.flags.model import FROM_WEIGHTS, LANGUAGE_MODEL_TARGETS
 from vibevoice_finetune.memory import count
 from vibevoice_finetune.memory.count import FLOAT32, MicroBatch, ModelSize, Recipe
 
@@ -78,6 +79,10 @@ class Estimate:
         """Whether a device with this many bytes is enough."""
         return self.peak <= USABLE * available
 
+    def fits_here(self) -> bool:
+        """Whether the device at hand is enough, as far as its memory is known."""
+        return self.available is None or self.fits(self.available)
+
     def line(self) -> str:
         """For the start-up report: what the training takes, part by part, and whether something before takes more.
 
@@ -127,14 +132,20 @@ def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: boo
     copies = count.BF16 * trained if recipe.bf16 else 0
     language_model = count.language_model_bytes(size, recipe, batch)
     head = count.head_bytes(size, recipe, batch)
+    # A trained language model's gradients come one by one, as its activations go.
+    matrix = count.output_matrix_bytes(size, recipe)
+    to_come = 0.0
+    if recipe.train_language_model and recipe.accumulation == 1:
+        to_come = recipe.share * FLOAT32 * count.language_model_numbers(size) - matrix
     unfused = recipe.device == "cuda" and recipe.optimizer == OptimizerNames.ADAMW_TORCH
     moments = (
         (
             gradients if recipe.accumulation > 1 else 0,
             language_model + head + copies,
-            count.logits_bytes(size, batch),
+            count.logits_bytes(size, recipe, batch),
         ),
-        (gradients, language_model + copies, count.backward_bytes(size, recipe, batch)),
+        (gradients - to_come, language_model + copies, count.backward_bytes(size, recipe, batch)),
+        (gradients, copies, matrix),
         (gradients, 0.0, recipe.share * FLOAT32 * trained if unfused else 0.0),
     )
     gradients_then, activations, workspace = max(moments, key=sum)
@@ -219,6 +230,10 @@ def recipe_of(arguments: Arguments, device: str, processes: int = 1) -> Recipe:
         processes=processes,
         max_tokens=arguments.data.max_tokens_per_batch,
         splits=loop.splits_weights,
+        train_language_model=model.train_language_model,
+        lora_ranks=model.lora_rank_pattern or {},
+        dora=model.use_dora,
+        keeps_start=model.init_lora_weights in FROM_WEIGHTS,
     )
 
 
@@ -315,7 +330,7 @@ def _changes(now: Estimate) -> Iterator[Change]:
         yield _change(now, "--fsdp full_shard", splits=True)
     if batch.rows == 2:
         yield _halve_batch(now)
-    if not recipe.quantised_bits and not recipe.splits:
+    if not (recipe.quantised_bits or recipe.splits or recipe.train_language_model):
         yield _change(now, "--load_in_4bit True", quantised_bits=4)
     if recipe.device == "cuda" and not recipe.splits and count.optimizer_bytes(recipe) >= FLOAT32:
         yield _change(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
@@ -325,6 +340,9 @@ def _changes(now: Estimate) -> Iterator[Change]:
         yield _change(now, "--ddpm_batch_mul 1", draws=1)
     if recipe.head == "full":
         yield _change(now, "--train_diffusion_head False --lora_wrap_diffusion_head True", head="lora")
+    if recipe.train_language_model:
+        targets = tuple(LANGUAGE_MODEL_TARGETS.split(","))
+        yield _change(now, "--train_language_model False", train_language_model=False, lora_targets=targets)
 
 
 def _search(start: Estimate, available: float, allowed: Set[str] | None) -> dict[str, str] | None:

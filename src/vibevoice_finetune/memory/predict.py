@@ -14,6 +14,7 @@ from typing import cast
 import soundfile
 from transformers import VibeVoiceConfig
 
+from vibevoice_finetune.adapters.start import taking_over
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.audio.source import AudioSource, num_frames
 from vibevoice_finetune.base_model.config import config_to_native
@@ -101,6 +102,7 @@ def predict(arguments: Arguments, clip_sec: float = 10.0, processes: int = 1) ->
         BaseModelError: the model's configuration cannot be read.
         DataError: rows cannot be used.
     """
+    arguments, _ = taking_over(arguments)
     config, checkpoint = _model(arguments)
     model_facts = facts(config)
     workload = _workload(arguments, clip_sec, model_facts, checkpoint)

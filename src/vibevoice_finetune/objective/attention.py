@@ -84,6 +84,7 @@ def _attend_by_row(
 ) -> tuple[Tensor, None]:
     """One call of PyTorch's attention per row; the result is (B, T, H, E)."""
     lengths = _lengths(rows)
+    query_BHTE, key_BGTE, value_BGTE = _in_autocast_dtype(query_BHTE, key_BGTE, value_BGTE)
     groups = query_BHTE.shape[1] // key_BGTE.shape[1]
     # Of the kernels for GPUs, only flash attention takes fewer heads of keys and values, and it takes no float32.
     repeated = groups > 1 and query_BHTE.is_cuda and query_BHTE.dtype is torch.float32
@@ -114,6 +115,7 @@ def _attend_in_one_kernel(
 ) -> tuple[Tensor, None]:
     """`torch.nn.attention.varlen`, in bf16 or float16 on a GPU; without dropout, of which Qwen2 has none."""
     _lengths(rows)
+    query_BHTE, key_BGTE, value_BGTE = _in_autocast_dtype(query_BHTE, key_BGTE, value_BGTE)
     assert cu_seq_lens_q is not None
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query_BHTE, key_BGTE, value_BGTE))
     borders, longest = cu_seq_lens_q, max_length_q
@@ -124,6 +126,15 @@ def _attend_in_one_kernel(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return cast(Tensor, attended_THE).unsqueeze(0), None
+
+
+def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What is multiplied, in autocast's dtype: with a trained language model the rotary embedding gives float32."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def _lengths(rows: Rows | None) -> list[int]:

@@ -84,9 +84,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (outer,) = grads
         hidden_grad_ND, matrix_grad_VD = ctx.grads
+        ctx.grads = None  # the gradient of the matrix takes a gigabyte at 1.5B; it is handed on, not kept or copied
         return (
             None if hidden_grad_ND is None else hidden_grad_ND * outer.to(hidden_grad_ND.dtype),
-            None if matrix_grad_VD is None else matrix_grad_VD * outer.to(matrix_grad_VD.dtype),
+            None if matrix_grad_VD is None else matrix_grad_VD.mul_(outer.to(matrix_grad_VD.dtype)),
             None,
         )
 
@@ -116,7 +117,10 @@ def _chunk_cross_entropy(
     if hidden_grad_ND is not None:
         hidden_grad_ND.copy_(grad @ output_matrix_VD.to(dtype))
     if matrix_grad_VD is not None:
-        matrix_grad_VD += (grad.T @ hidden_ND.to(dtype)).to(matrix_grad_VD.dtype)
+        if dtype is matrix_grad_VD.dtype:
+            matrix_grad_VD.addmm_(grad.T, hidden_ND)
+        else:
+            matrix_grad_VD += grad.T @ hidden_ND.to(dtype)
     return total
 
 

@@ -3,7 +3,7 @@
 A run locks its output folder, prepares the data (`training/load_data.py`), loads the model without its tokenizers,
 attaches what is trained, reports, trains, and writes the portable result. The output folder is
 
-    lora/            the result          checkpoint-N/    run checkpoints, to go on from
+    lora/ or model/  the result          checkpoint-N/    run checkpoints, to go on from
     arguments.yaml   the flags           environment.json versions and device
     metrics.jsonl    every log           runs/            TensorBoard, if it is installed
 """
@@ -22,21 +22,19 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from vibevoice_finetune import __version__
-from vibevoice_finetune.adapters.attach import AdapterPlan, attach
+from vibevoice_finetune.adapters.attach import AdapterPlan
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, add_training_to_card
-from vibevoice_finetune.adapters.lora import rely_on_autocast
 from vibevoice_finetune.adapters.save import save_adapter
+from vibevoice_finetune.adapters.start import build, taking_over
 from vibevoice_finetune.arguments import Arguments
-from vibevoice_finetune.base_model import parts
-from vibevoice_finetune.base_model.load import load_for_training, model_fingerprint
-from vibevoice_finetune.base_model.quantize import keep_trainable, quantization_config
+from vibevoice_finetune.base_model.load import model_fingerprint
 from vibevoice_finetune.console import make_console
 from vibevoice_finetune.errors import ArgumentError, StoppedRun, UserError
 from vibevoice_finetune.export.upload import Upload, push_result, take_upload
+from vibevoice_finetune.export.whole_model import RECORD_FILE, Origin, save_model
 from vibevoice_finetune.files.atomic import (
     check_writable,
     explaining_write_errors,
@@ -46,21 +44,21 @@ from vibevoice_finetune.files.atomic import (
 )
 from vibevoice_finetune.files.locks import locked
 from vibevoice_finetune.flags.secrets import masked
-from vibevoice_finetune.memory.estimate import Estimate, estimate_for
-from vibevoice_finetune.objective.attention import set_attention
-from vibevoice_finetune.objective.compilation import compile_blocks
+from vibevoice_finetune.memory.estimate import Estimate, estimate_for, gigabytes
 from vibevoice_finetune.objective.objective import Objective
-from vibevoice_finetune.objective.sharding import is_split, split
+from vibevoice_finetune.objective.sharding import is_split
 from vibevoice_finetune.training import run_checkpoints
 from vibevoice_finetune.training.load_data import LoadedData, latents_dir, load_data
 from vibevoice_finetune.training.report import print_report
-from vibevoice_finetune.training.run_state import read_identity, with_optimizer
+from vibevoice_finetune.training.run_state import read_identity, read_starts, with_optimizer
 from vibevoice_finetune.training.same_run import Identity, check_same_run, identity
 from vibevoice_finetune.training.trainer import FinetuneTrainer
 
-RESULT = "lora"
+ADAPTER, MODEL = "lora", "model"
+"""Names of the result's folder: an adapter, or a whole model where the language model was trained."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the message of the plain `RuntimeError` that torch raises where the machine's memory is used up."""
+RECOMPUTATION = {"gradient_checkpointing", "activation_checkpointing"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -84,18 +82,22 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
     """Train, evaluate, or both, in an output folder that no other run writes to."""
     loop = arguments.loop
     resume = resume_point(arguments, output_dir, console)
+    arguments, start = taking_over(arguments)
     data = load_data(arguments, console.print)
     if data.filled is not None:
         console.print(data.filled.summary())
     base_fingerprint = model_fingerprint(data.checkpoint)
-    this_run = identity(arguments, base_fingerprint, data.train_set, data.eval_set)
+    if start is not None:
+        start.check_base(data.checkpoint, base_fingerprint)
+    this_run = identity(arguments, base_fingerprint, data.train_set, data.eval_set, start.digest() if start else None)
     if resume is not None:
         tell_changes(resume, this_run, loop.allow_changed_run, console)
-    expected = expected_memory(arguments, data) if loop.do_train else None
+    expected = expected_memory(arguments, data, console) if loop.do_train else None
     if expected is not None:
         console.print(f"memory {expected.line()}")
     with advising_on_memory(expected, lambda: "not even the model fits."):
-        objective, plan = build(arguments, data)
+        begun = read_starts(resume) if resume else None
+        objective, plan = build(arguments, data.checkpoint, data.special, start, begun)
     if loop.process_index == 0:
         write_settings(arguments, output_dir)
     export = exporter(arguments, data, objective, plan, base_fingerprint)
@@ -109,13 +111,14 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
         export,
         this_run,
         arguments.data.max_tokens_per_batch,
+        result_name(plan),
     )
     max_steps, steps_per_epoch = trainer.count_steps()
     print_report(console, arguments, data, objective.model, max_steps, steps_per_epoch)
     if expected is not None:
         run_training(trainer, output_dir, resume, expected)
         if loop.process_index == 0:
-            hand_over(output_dir / RESULT, data, upload, console)
+            hand_over(output_dir / result_name(plan), data, upload, console)
     if loop.do_eval and not trainer.has_evaluated_last_step():
         trainer.evaluate()
     if loop.do_eval:
@@ -169,12 +172,29 @@ def check_latents_writable(arguments: Arguments) -> None:
         check_writable(store, "--latents_dir" if arguments.data.latents_dir else "--output_dir")
 
 
-def expected_memory(arguments: Arguments, data: LoadedData) -> Estimate:
-    """The estimate for the run that is about to load its model."""
+def expected_memory(arguments: Arguments, data: LoadedData, console: Console) -> Estimate:
+    """The estimate for the run that is about to load its model.
+
+    Where the run does not fit and would if the language model recomputed its layers, it will, unless
+    `--gradient_checkpointing` says otherwise: that costs time and changes no number.
+    """
+    loop = arguments.loop
     rows = data.train_set or data.eval_set
     assert rows is not None, "neither training nor evaluation"
     encodes = data.filled is not None and data.filled.encoded > 0
-    return estimate_for(arguments, data.checkpoint.config, rows.rows, encodes=encodes, mix=rows.mix)
+    expected = estimate_for(arguments, data.checkpoint.config, rows.rows, encodes=encodes, mix=rows.mix)
+    if not RECOMPUTATION.isdisjoint(arguments.given) or loop.activation_checkpointing or expected.fits_here():
+        return expected
+    loop.activation_checkpointing = True
+    recomputed = estimate_for(arguments, data.checkpoint.config, rows.rows, encodes=encodes, mix=rows.mix)
+    if recomputed.fits_here():
+        console.print(
+            f"layers are recomputed to save memory ({gigabytes(recomputed.peak)} instead of "
+            f"{gigabytes(expected.peak)}); --gradient_checkpointing False turns it off"
+        )
+        return recomputed
+    loop.activation_checkpointing = False
+    return expected
 
 
 def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Path | None:
@@ -209,7 +229,7 @@ def resume_point(arguments: Arguments, output_dir: Path, console: Console) -> Pa
 
 def refuse_taken(output_dir: Path) -> None:
     """Raise ArgumentError if a folder holds a run, finished or not."""
-    if (output_dir / RESULT / INFO_FILE).exists():
+    if (output_dir / ADAPTER / INFO_FILE).exists() or (output_dir / MODEL / RECORD_FILE).exists():
         raise ArgumentError(
             f"--output_dir {output_dir}: holds a finished run; choose another folder, or go on from its last run "
             "checkpoint with --resume_from_checkpoint True."
@@ -229,45 +249,6 @@ def tell_changes(resume: Path, this_run: Identity, allow: bool, console: Console
         console.print(f"going on with a changed run: {'; '.join(changed)}", style="yellow")
 
 
-def build(arguments: Arguments, data: LoadedData) -> tuple[Objective, AdapterPlan]:
-    """Load the model without its tokenizers, in bf16 or float32, and attach what is trained, in float32."""
-    model_args, loop = arguments.model, arguments.loop
-    plan = AdapterPlan(
-        lora_r=model_args.lora_r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        lora_target_modules=model_args.target_modules,
-        head=model_args.head_training,
-        train_connectors=model_args.train_connectors,
-        layers_to_freeze=model_args.frozen_head_layers,
-    )
-    dtype = torch.bfloat16 if loop.bf16 else torch.float32
-    bits = model_args.quantised_bits
-    if bits and loop.splits_weights:
-        raise ArgumentError(
-            f"--fsdp and --load_in_{bits}bit: packed weights cannot be split; leave one of the two out."
-        )
-    # A model that is to be split is loaded beside the GPU, which never holds more of it than its share and a layer.
-    device = torch.device("cpu") if loop.splits_weights else loop.device
-    model = load_for_training(data.checkpoint, dtype, device, quantization_config(bits) if bits else None)
-    if bits == 4:
-        keep_trainable(model)
-    set_attention(parts.language_model(model), model_args.attention(loop.device.type, bf16=loop.bf16))
-    set_seed(loop.seed)
-    attach(model, plan)
-    if loop.bf16:
-        rely_on_autocast(model)
-    if loop.torch_compile_backend is not None:
-        if loop.splits_weights:
-            raise ArgumentError("--torch_compile and --fsdp were never tried together; leave one of the two out.")
-        compile_blocks(model, loop.torch_compile_backend, loop.torch_compile_mode)
-        loop.torch_compile_backend = None  # or transformers would have the whole objective compiled
-    objective = Objective(model, data.special)
-    if loop.splits_weights:
-        split(objective, model, loop.device, loop.world_size)
-    return objective, plan
-
-
 def exporter(
     arguments: Arguments, data: LoadedData, objective: Objective, plan: AdapterPlan, base_fingerprint: str
 ) -> Callable[[Path], None]:
@@ -276,22 +257,37 @@ def exporter(
     All processes call it; the first one writes.
     """
     has_prompts = any(row.has_prompts for row in data.train_set.rows) if data.train_set else False
+    model, loop = arguments.model, arguments.loop
     info = AdapterInfo(
-        base_model=arguments.model.model_name_or_path,
+        base_model=model.model_name_or_path,
         base_fingerprint=base_fingerprint,
         expects_voice_prompt=has_prompts and arguments.data.voice_prompt_drop_rate < 1,
         versions=versions(),
         settings=arguments.given,
         changed_from_recipe=arguments.changed_from_recipe,
     )
-
-    writes = arguments.loop.process_index == 0
+    origin = Origin(
+        data.checkpoint,
+        torch.bfloat16 if loop.bf16 else torch.float32,
+        model.processor_name_or_path,
+        Path(model.cache_dir) if model.cache_dir else None,
+    )
+    writes = loop.process_index == 0
 
     def export(folder: Path) -> None:
-        if writes or is_split(objective):
+        if not (writes or is_split(objective)):
+            return
+        if plan.train_language_model:
+            save_model(objective.model, plan, folder, origin, info, writes=writes)
+        else:
             save_adapter(objective.model, plan, folder, info, writes=writes)
 
     return export
+
+
+def result_name(plan: AdapterPlan) -> str:
+    """Name of the folder with the result, in the output folder and in run checkpoints."""
+    return MODEL if plan.train_language_model else ADAPTER
 
 
 def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None, expected: Estimate) -> None:
@@ -320,8 +316,9 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
             f"saved in {output_dir}; go on with --resume_from_checkpoint True."
         )
     trainer.check_weights()
-    with trainer.averaged(), explaining_write_errors(output_dir / RESULT, run_checkpoints.HOW_TO_GO_ON):
-        trainer.export(output_dir / RESULT)
+    result = output_dir / trainer.result
+    with trainer.averaged(), explaining_write_errors(result, run_checkpoints.HOW_TO_GO_ON):
+        trainer.export(result)
     if trainer.args.should_save:
         trainer.rotate_checkpoints()
 
@@ -351,7 +348,8 @@ def advising_on_memory(expected: Estimate | None, leave: Callable[[], str]) -> I
 
 def hand_over(result: Path, data: LoadedData, upload: Upload | None, console: Console) -> None:
     """Complete the result's card, say where it is, and upload it if that was asked for."""
-    add_training_to_card(result, data.summaries["train"].audio_hours)
+    if result.name == ADAPTER:
+        add_training_to_card(result, data.summaries["train"].audio_hours)
     console.print(f"the result is {result}")
     if upload is not None:
         console.print(f"uploaded: {push_result(result, upload)}")

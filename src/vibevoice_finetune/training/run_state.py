@@ -3,6 +3,7 @@
     trainable.safetensors   trained tensors            optimizer.pt, scheduler.pt   their states
     ema.safetensors         their moving average       trainer_state.json           where the loop stands
     run.json                what identifies the run    bad_steps.json               what was seen of its numbers
+    lora_starts.safetensors where LoRA began, if it began at the weights
 
 All tensors are whole, also where processes hold parts of them, so that any number of processes can go on from them.
 """
@@ -12,7 +13,7 @@ import logging
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from vibevoice_finetune.training.same_run import Identity
 
 TRAINABLE_FILE = "trainable.safetensors"
 EMA_FILE = "ema.safetensors"
+STARTS_FILE = "lora_starts.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
 TRAINER_STATE = "trainer_state.json"
@@ -51,12 +53,14 @@ class RunState:
         ema: their moving average, if there is one.
         bad_steps: what was seen of the steps' numbers.
         identity: what identifies this run; does not change.
+        starts: where LoRA began, if it began at the weights; does not change.
     """
 
     parameters: Mapping[str, nn.Parameter]
     ema: Ema | None
     bad_steps: BadSteps
     identity: Identity
+    starts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def write(
         self,
@@ -82,6 +86,8 @@ class RunState:
         if not keep:
             return
         save_file(trained, folder / TRAINABLE_FILE)
+        if self.starts:
+            save_file(gathered(self.starts, keep=True), folder / STARTS_FILE)
         if average is not None:
             save_file(average, folder / EMA_FILE)
         if optimizer_state is not None:
@@ -191,9 +197,22 @@ def with_optimizer(checkpoint: Path) -> Path:
     if not (checkpoint / OPTIMIZER_FILE).exists():
         raise RunCheckpointError(
             f"{checkpoint}: was saved with --save_only_model, without the optimizer's state, so the run cannot go on "
-            f"from it; its result is {checkpoint / 'lora'}."
+            f"from it; its result is {checkpoint / ('model' if (checkpoint / 'model').is_dir() else 'lora')}."
         )
     return checkpoint
+
+
+def read_starts(checkpoint: Path) -> dict[str, Tensor] | None:
+    """Where LoRA began in the run that wrote a run checkpoint; None if it did not begin at the weights.
+
+    Raises:
+        RunCheckpointError: it cannot be read.
+    """
+    path = checkpoint / STARTS_FILE
+    if not path.exists():
+        return None
+    with naming(path):
+        return load_file(path)
 
 
 def read_identity(checkpoint: Path) -> Identity:

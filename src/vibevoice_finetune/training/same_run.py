@@ -6,13 +6,14 @@ A checkpoint keeps this; a run that goes on from it compares, and names what has
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from enum import Enum
 from typing import Any
 
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.data.dataset import SpeechDataset
 from vibevoice_finetune.errors import ArgumentError
+from vibevoice_finetune.flags.model import ModelArguments
 
 MODEL_FLAGS = (
     "lora_r",
@@ -26,6 +27,15 @@ MODEL_FLAGS = (
     "load_in_4bit",
     "load_in_8bit",
 )
+NEWER_MODEL_FLAGS = (
+    "train_language_model",
+    "lora_rank_pattern",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+)
+"""Named only where they are not at their defaults, which a run checkpoint without them had."""
+
 DATA_FLAGS = ("voice_prompt_drop_rate", "max_tokens_per_batch", "mix")
 LOOP_FLAGS = (
     "learning_rate",
@@ -57,7 +67,11 @@ Identity = dict[str, Any]
 
 
 def identity(
-    arguments: Arguments, base_fingerprint: str, train_set: SpeechDataset | None, eval_set: SpeechDataset | None
+    arguments: Arguments,
+    base_fingerprint: str,
+    train_set: SpeechDataset | None,
+    eval_set: SpeechDataset | None,
+    adapter: str | None = None,
 ) -> Identity:
     """The facts to compare, as JSON.
 
@@ -74,6 +88,11 @@ def identity(
     for part, names in ((arguments.model, MODEL_FLAGS), (arguments.data, DATA_FLAGS), (loop, LOOP_FLAGS)):
         values = vars(part)
         found |= {f"--{name}": _plain(values[name]) for name in names}
+    defaults = {field.name: field.default for field in fields(ModelArguments)}
+    newer = {name: vars(arguments.model)[name] for name in NEWER_MODEL_FLAGS}
+    found |= {f"--{name}": value for name, value in newer.items() if value != defaults[name]}
+    if adapter is not None:
+        found["adapter to start from"] = adapter
     micro_batches = loop.gradient_accumulation_steps * loop.world_size
     if arguments.data.max_tokens_per_batch is None:
         found["rows of an optimizer step"] = loop.per_device_train_batch_size * micro_batches

@@ -23,6 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from vibevoice_finetune.adapters.attach import trainable_parameters
+from vibevoice_finetune.adapters.lora import starts
 from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.dataset import SpeechDataset
@@ -60,6 +61,7 @@ class FinetuneTrainer(Trainer):
         export: writes the portable result into a folder; called with the averaged weights in place, if there are any.
         identity: what identifies this run; kept in run checkpoints.
         max_tokens_per_batch: size of a micro-batch in tokens instead of rows.
+        result: name of the portable result's folder.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class FinetuneTrainer(Trainer):
         export: Callable[[Path], None],
         identity: Identity,
         max_tokens_per_batch: int | None = None,
+        result: str = "lora",
     ) -> None:
         self.output_dir = Path(str(args.output_dir))
         self.train_set = train_set
@@ -78,6 +81,7 @@ class FinetuneTrainer(Trainer):
         self.finetune_args = args
         self.draw_seed = args.draw_seed
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.result = result
         self.parameters = trainable_parameters(objective.model)
         self.ema = Ema(self.parameters, args.ema_decay) if args.ema_decay else None
         self.bad_steps = BadSteps(self.output_dir, args.max_bad_steps)
@@ -103,7 +107,7 @@ class FinetuneTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.weights = LossWeights.of(args)
         self.export = export
-        self.run_state = RunState(self.parameters, self.ema, self.bad_steps, identity)
+        self.run_state = RunState(self.parameters, self.ema, self.bad_steps, identity, starts(objective.model))
         self.window = Window(args.device)
         self.step_counts = NOTHING
         self.loss_before_step = torch.zeros((), device=args.device)
@@ -376,7 +380,7 @@ class FinetuneTrainer(Trainer):
         if writes and optimizer is not None:
             self._save_rng_state(str(folder))
         with self.averaged():
-            self.export(folder / "lora")
+            self.export(folder / self.result)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.run_state.read_weights(Path(resume_from_checkpoint))

@@ -38,8 +38,12 @@ TEN_SECONDS = MicroBatch(rows=8, tokens=1840, frames=600, labels=900)
     [
         RECIPE,
         pytest.param(replace(RECIPE, checkpointing=True, head="lora", lora_dropout=0.0), marks=pytest.mark.slow),
+        replace(RECIPE, lora_targets=(), train_language_model=True),
+        pytest.param(
+            replace(RECIPE, lora_targets=(), train_language_model=True, checkpointing=True), marks=pytest.mark.slow
+        ),
     ],
-    ids=["head", "recomputed, LoRA"],
+    ids=["head", "recomputed, LoRA", "all weights", "all weights, recomputed"],
 )
 def test_the_estimate_is_within_15_percent_of_what_a_training_takes(recipe: Recipe) -> None:
     """Anonymous memory by which a process grows: its own base of half a gigabyte would hide the rest.

@@ -78,7 +78,14 @@ def objective(model_config: VibeVoiceConfig, recipe: Recipe) -> Objective:
     model = parts.VibeVoiceWithoutTokenizers(model_config).to(dtype)
     set_attention(parts.language_model(model), recipe.attention)
     plan = AdapterPlan(
-        recipe.lora_r, 32, recipe.lora_dropout, recipe.lora_targets, recipe.head, recipe.train_connectors
+        recipe.lora_r,
+        32,
+        recipe.lora_dropout,
+        recipe.lora_targets,
+        recipe.head,
+        recipe.train_connectors,
+        train_language_model=recipe.train_language_model,
+        use_dora=recipe.dora,
     )
     attach(model, plan)
     if recipe.bf16:
