@@ -364,7 +364,7 @@ def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> floa
 
 
 def _dora_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
-    """What DoRA adds in a layer: both results that a magnitude is multiplied with, and with dropout the weight again."""
+    """What DoRA adds in a layer: both results that magnitudes multiply, and with dropout the weight again."""
     a = recipe.activation
     kept = 0.0
     for name, (rows, columns) in size.language_model.items():

