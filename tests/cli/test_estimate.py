@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from vibevoice_finetune.commands import table
 from vibevoice_finetune.commands.estimate import SUMMARY, EstimateFlags, filled
@@ -64,7 +65,7 @@ def test_rows_are_planned_from_headers_as_training_plans_them(tiny_checkpoint: P
     arguments = parse([*words, "--do_train"])
     prepared = load_all(arguments)
     assert prepared.train_set is not None
-    measured = expected_memory(arguments, prepared)
+    measured = expected_memory(arguments, prepared, Console())
     assert prediction.rows == len(prepared.train_set.rows)
     assert prediction.memory.batch == measured.batch
     assert prediction.memory.parts == measured.parts

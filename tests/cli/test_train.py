@@ -142,7 +142,7 @@ def test_float32_where_it_is_promised_and_bf16_elsewhere(line):
     words = line("--bf16 True --train_diffusion_head --train_connectors --ema_decay 0.9")
     arguments = parse(words)
     prepared = load_all(arguments)
-    objective, _ = run.build(arguments, prepared)
+    objective, _ = run.build(arguments, prepared.checkpoint, prepared.special)
     trainer = run.FinetuneTrainer(objective, arguments.loop, prepared.train_set, None, lambda folder: None, {})
     trainer.train()
     trained = trainable_parameters(objective.model)

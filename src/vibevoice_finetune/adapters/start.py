@@ -106,7 +106,11 @@ def taking_over(arguments: Arguments) -> tuple[Arguments, StartAdapter | None]:
 
 
 def build(
-    arguments: Arguments, base: BaseModel, special: SpecialTokens, start: StartAdapter | None, begun: Starts | None
+    arguments: Arguments,
+    base: BaseModel,
+    special: SpecialTokens,
+    start: StartAdapter | None = None,
+    begun: Starts | None = None,
 ) -> tuple[Objective, AdapterPlan]:
     """Load the model without its tokenizers, in bf16 or float32, and attach what is trained, in float32.
 

@@ -401,8 +401,8 @@ def load_changed(
         ),
         (
             "head as safetensors",
-            lambda f: edit_json(f / "adapter_config.json", use_dora=True),
-            r"adapter_config.json: use_dora is True",
+            lambda f: edit_json(f / "adapter_config.json", lora_bias=True),
+            r"adapter_config.json: lora_bias is True",
         ),
         (
             "head as safetensors",
