@@ -100,7 +100,7 @@ class ModelArguments:
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = flag(
         "auto",
         help="Attention of the language model. varlen: row by row, without a mask. auto: varlen on a CPU; on a GPU "
-        "in bf16 flash_attention_2 if it is installed, else sdpa.",
+        "in bf16 flash_attention_2 if it is installed, else varlen; in float32 sdpa.",
         group="memory and speed",
     )
     load_in_4bit: bool = flag(
@@ -173,7 +173,7 @@ class ModelArguments:
         if device_type == "cpu":
             return "varlen"  # 3 times as fast for eight rows or more, see benchmarks/README.md; not measured on a GPU
         has_flash = device_type == "cuda" and bf16 and is_installed("flash_attn")
-        return "flash_attention_2" if has_flash else "sdpa"
+        return "flash_attention_2" if has_flash else "varlen" if device_type == "cuda" and bf16 else "sdpa"
 
     @property
     def head_training(self) -> HeadTraining:

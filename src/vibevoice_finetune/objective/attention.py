@@ -2,7 +2,8 @@
 
 Why: transformers keeps packed rows apart by a block-diagonal mask over the whole batch. It grows with the square of the
 batch, all but a few of its blocks are empty, and PyTorch's flash kernels take no mask. The batch knows where its rows
-end, on the host, so the queries, keys and values are cut there instead, and each row is attended to causally.
+end, on the host, so the queries, keys and values are cut there instead, and each row is attended to causally. On NVIDIA
+GPUs PyTorch has a kernel for all rows at once, in bf16.
 
 In: the lengths that `language_model(...)` is called with. Out: two attention functions that transformers calls in each
 layer. Shapes: B batch (1 for packed rows), H heads, G heads of keys and values, T tokens, E width of a head.
@@ -10,6 +11,7 @@ layer. Shapes: B batch (1 for packed rows), H heads, G heads of keys and values,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -23,7 +25,7 @@ from vibevoice_finetune.errors import ArgumentError
 
 VARLEN = "varlen"
 VARLEN_KERNEL = "varlen_kernel"
-"""PyTorch's own kernel for packed rows; only benchmarks use it."""
+"""PyTorch's own kernel for packed rows, whatever `kernel_works` says; for benchmarks."""
 
 
 def set_attention(language_model: Qwen2Model, name: str) -> None:
@@ -80,11 +82,15 @@ def _attend_by_row(
     scaling: float,
     dropout: float = 0.0,
     rows: Rows | None = None,
-    **_: object,
+    **borders: Any,
 ) -> tuple[Tensor, None]:
-    """One call of PyTorch's attention per row; the result is (B, T, H, E)."""
+    """PyTorch's kernel for packed rows, or one call of its attention per row; the result is (B, T, H, E)."""
     lengths = _lengths(rows)
     query_BHTE, key_BGTE, value_BGTE = _in_autocast_dtype(query_BHTE, key_BGTE, value_BGTE)
+    if query_BHTE.dtype is torch.bfloat16 and not dropout and kernel_works(query_BHTE.device):
+        return _attend_in_one_kernel(
+            _module, query_BHTE, key_BGTE, value_BGTE, _attention_mask, scaling=scaling, rows=rows, **borders
+        )
     groups = query_BHTE.shape[1] // key_BGTE.shape[1]
     # Of the kernels for GPUs, only flash attention takes fewer heads of keys and values, and it takes no float32.
     repeated = groups > 1 and query_BHTE.is_cuda and query_BHTE.dtype is torch.float32
@@ -126,6 +132,37 @@ def _attend_in_one_kernel(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return cast(Tensor, attended_THE).unsqueeze(0), None
+
+
+@cache
+def kernel_works(device: torch.device) -> bool:
+    """Whether `torch.nn.attention.varlen` runs on a device, forward and backward, and gives what attention by row does.
+
+    It needs a GPU with flash kernels, which not every one has that knows bf16; tried once, on rows of 2 and 3 tokens.
+    """
+    if device.type != "cuda":
+        return False
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, heads, 5, 128, generator=generator).to(device, torch.bfloat16) for heads in (4, 2, 2)]
+    borders = torch.tensor([0, 2, 5], dtype=torch.int32, device=device)
+    with torch.enable_grad():
+        query, key, value = (part.requires_grad_() for part in parts)
+        try:
+            found, _ = _attend_in_one_kernel(
+                nn.Identity(),
+                *(query, key, value),
+                None,
+                scaling=128**-0.5,
+                rows=Rows([2, 3]),
+                cu_seq_lens_q=borders,
+                max_length_q=3,
+            )
+            found.sum().backward()
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
+            return False
+    rows = zip(*(part.detach().split_with_sizes([2, 3], dim=2) for part in parts), strict=True)
+    expected = [F.scaled_dot_product_attention(*row, is_causal=True, enable_gqa=True).transpose(1, 2) for row in rows]
+    return torch.allclose(found.detach().float(), torch.cat(expected, dim=1).float(), atol=0.05)
 
 
 def _in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

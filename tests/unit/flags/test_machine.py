@@ -89,7 +89,7 @@ def test_flash_attention_that_cannot_run(installed, there, on_gpu, bf16, message
         ("cpu", True, {"flash_attn"}, "varlen"),
         ("cuda", True, {"flash_attn"}, "flash_attention_2"),
         ("cuda", False, {"flash_attn"}, "sdpa"),
-        ("cuda", True, set(), "sdpa"),
+        ("cuda", True, set(), "varlen"),
     ],
 )
 def test_attention_is_chosen_for_the_machine(monkeypatch, device, bf16, there, chosen):
