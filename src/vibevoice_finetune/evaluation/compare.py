@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vibevoice_finetune.evaluation.health import is_off_pace
 from vibevoice_finetune.evaluation.judge import Judged
 from vibevoice_finetune.evaluation.losses import BANDS, Fraction, RowLosses
 from vibevoice_finetune.evaluation.statistics import Interval, difference, ratio
@@ -85,6 +86,14 @@ FIGURES = (
     Figure("loops", "repeats itself", False, True, _share("repeats itself"), ENDING),
     Figure("stopped_at_once", "stopped at once", False, True, _share("stopped at once"), ENDING),
     Figure("pace", "pace against the real clips", None, False, _mean(lambda j: j.pace), PACE, "×"),
+    Figure(
+        "off_pace",
+        "takes a quarter too fast or too slow",
+        False,
+        True,
+        _mean(lambda j: None if j.pace is None else float(is_off_pace(j.pace))),
+        PACE,
+    ),
     Figure(
         "pace_off",
         "distance from the real pace",

@@ -110,6 +110,15 @@ def repeats(heard: Sequence[str], wanted: Sequence[str] = ()) -> bool:
     return False
 
 
+def is_off_pace(pace: float) -> bool:
+    """Whether a pace against the real one is heard as wrong.
+
+    >>> is_off_pace(1.3), is_off_pace(1.1), is_off_pace(0.7)
+    (True, False, True)
+    """
+    return not SLOW <= pace <= FAST
+
+
 def letters_per_sec(text: str, speech_sec: float, language: str = "en") -> float:
     """Pace: letters of the text for each second from the first sound to the last."""
     return len(normalise(text, language).replace(" ", "")) / speech_sec if speech_sec else 0.0

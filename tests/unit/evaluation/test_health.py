@@ -7,7 +7,8 @@ import soundfile
 pytest.importorskip("whisper_normalizer")
 
 from tests.unit.prepare.recording import RATE_HZ, sentences
-from vibevoice_finetune.evaluation.health import health, letters_per_sec, repeats
+from vibevoice_finetune.evaluation.health import health, is_off_pace, letters_per_sec, repeats
+from vibevoice_finetune.evaluation.recogniser import load_recogniser
 
 CLIPS = [
     (text, soundfile.read(file, dtype="float32")[0])
@@ -79,3 +80,25 @@ def test_pace_finds_a_clip_sped_up() -> None:
     fast = soxr.resample(SAMPLES, 1.3 * RATE_HZ, RATE_HZ)
     paces = [letters_per_sec(TEXT, health(one, RATE_HZ, TEXT, TEXT).speech_sec) for one in (SAMPLES, fast)]
     assert paces[1] / paces[0] == pytest.approx(1.3, rel=0.03)
+    assert is_off_pace(paces[1] / paces[0])
+
+
+@pytest.mark.slow
+def test_signs_with_a_recogniser_in_between() -> None:
+    """All of it from sound alone: what was said is what the recogniser heard."""
+    pytest.importorskip("moonshine_voice")
+    hear = load_recogniser("moonshine", "en")
+
+    def found(text: str, samples: np.ndarray) -> tuple[str, ...]:
+        samples = samples.astype(np.float32)
+        return health(samples, RATE_HZ, text, hear(samples, RATE_HZ)).signs
+
+    assert [(text, signs) for text, one in CLIPS if (signs := found(text, one))] == []
+    cut, looped, silent = 0, 0, 0
+    for text, one in CLIPS[::4]:
+        part = one[len(one) // 2 :]
+        cut += "last words missing" in found(text, one[: len(one) // 2])
+        looped += "repeats itself" in found(text, np.concatenate([one, part, part, part]))
+        silent += "long silence at the end" in found(text, np.concatenate([one, np.zeros(3 * RATE_HZ)]))
+    print(f"of {len(CLIPS[::4])}: cut {cut}, looped {looped}, silent {silent}")
+    assert (cut, looped, silent) == (6, 6, 6)
