@@ -125,11 +125,14 @@ def letters_per_sec(text: str, speech_sec: float, language: str = "en") -> float
 
 
 def _misses_the_end(wanted: Sequence[str], heard: Sequence[str]) -> bool:
-    """Neither of the last two words is among the last few heard, and less was heard than was to be said."""
-    if len(wanted) <= LAST_WORDS:
+    """Neither of the last two words is among the last few heard, and less was heard than was to be said.
+
+    A word that the text has more than once, such as "the", must have been heard as often.
+    """
+    if len(wanted) <= LAST_WORDS or len(heard) >= len(wanted):
         return False
-    tail = set(heard[-2 * LAST_WORDS :])
-    return len(heard) < len(wanted) and not tail & set(wanted[-LAST_WORDS:])
+    tail = heard[-2 * LAST_WORDS :]
+    return not any(word in tail and heard.count(word) >= wanted.count(word) for word in wanted[-LAST_WORDS:])
 
 
 def _loud_frames(samples: Floats, rate_hz: int) -> NDArray[np.intp]:

@@ -38,6 +38,13 @@ def test_a_clip_that_was_cut_misses_its_last_words() -> None:
     assert "last words missing" in signs(cut, " ".join(WORDS[: len(WORDS) // 2]))
 
 
+def test_a_word_that_comes_twice_must_be_heard_twice() -> None:
+    text = "she put the cup on the table near the door"
+    for heard, missing in (("she put the cup on the", True), ("she put the cup on the table near the floor", False)):
+        found = health(SAMPLES, RATE_HZ, text, heard).signs
+        assert ("last words missing" in found) == missing, heard
+
+
 def test_a_clip_that_ends_inside_a_word_is_cut_off() -> None:
     half = len(SAMPLES) // 2
     loudest = half + int(np.argmax(np.convolve(SAMPLES[half:] ** 2, np.ones(2400), mode="same")))
