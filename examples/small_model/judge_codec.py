@@ -7,16 +7,18 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from clips import read_clips
-from hearing import Recogniser, WordErrors, bootstrap_interval, word_errors
-from language import HOMOPHONES
-from likeness import SpeakerEncoder, mean_interval, similarity
+from language import errors_of
 from matrix_codec import decode, encode
 from train_decoder import read_codec
 from train_encoder import HOP
 from voices import SAMPLE_RATE_HZ
+
+from vibevoice_finetune.evaluation.recogniser import MOONSHINE, load_recogniser
+from vibevoice_finetune.evaluation.speaker_similarity import SpeakerEncoder, similarity
+from vibevoice_finetune.evaluation.statistics import Interval, mean, ratio
+from vibevoice_finetune.evaluation.words import Errors
 
 
 def main() -> None:
@@ -28,31 +30,33 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10**9, help="clips per voice")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recognise, embed, codec = Recogniser(), SpeakerEncoder(), read_codec(arguments.codec)
-    by_voice: dict[str, list[tuple[WordErrors, WordErrors, float]]] = defaultdict(list)
+    recognise, embed, codec = load_recogniser(MOONSHINE), SpeakerEncoder(), read_codec(arguments.codec)
+    by_voice: dict[str, list[tuple[Errors, Errors, float]]] = defaultdict(list)
     for clip in read_clips(arguments.folder / f"{arguments.split}.jsonl", HOP):
         if len(by_voice[clip.speaker]) >= arguments.most:
             continue
         with torch.no_grad():
             made = decode(codec.decoder, encode(codec.encoder, clip.wave()[None]))[0].numpy()
         real = clip.wave().numpy()
-        before = word_errors(clip.text, recognise(real, SAMPLE_RATE_HZ), HOMOPHONES)
-        after = word_errors(clip.text, recognise(made, SAMPLE_RATE_HZ), HOMOPHONES)
+        before = errors_of(clip.text, recognise(real, SAMPLE_RATE_HZ))
+        after = errors_of(clip.text, recognise(made, SAMPLE_RATE_HZ))
         alike = similarity(embed(real, SAMPLE_RATE_HZ), embed(made, SAMPLE_RATE_HZ))
         by_voice[clip.speaker].append((before, after, alike))
+    by_voice["all"] = [row for rows in by_voice.values() for row in rows]
     for voice, rows in by_voice.items():
-        print(f"{voice:6s}", _line(rows))
-    every = [row for rows in by_voice.values() for row in rows]
-    print("all   ", _line(every))
-    for name, column in (("original", 0), ("resynthesis", 1)):
-        print(name, "word error, 95 %:", bootstrap_interval([row[column] for row in every]))
-    print("similarity, 95 %:", mean_interval([row[2] for row in every]))
+        figures = [shown(error_rate([row[column] for row in rows])) for column in (0, 1)]
+        alike = shown(mean([row[2] for row in rows]))
+        print(f"{voice:6s} n {len(rows)} original {figures[0]} resynthesis {figures[1]} similarity {alike}")
 
 
-def _line(rows: list[tuple[WordErrors, WordErrors, float]]) -> str:
-    before = sum((row[0] for row in rows), WordErrors(0, 0)).rate
-    after = sum((row[1] for row in rows), WordErrors(0, 0)).rate
-    return f"n {len(rows)} original {before:.3f} resynthesis {after:.3f} similarity {np.mean([r[2] for r in rows]):.3f}"
+def error_rate(errors: list[Errors]) -> Interval:
+    """Word error of several sentences."""
+    return ratio([error.edits for error in errors], [error.total for error in errors])
+
+
+def shown(interval: Interval) -> str:
+    """A figure and its 95 % interval."""
+    return f"{interval.value:.3f} ({interval.low:.3f}-{interval.high:.3f})"
 
 
 if __name__ == "__main__":

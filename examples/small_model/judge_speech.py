@@ -17,15 +17,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from hearing import Recogniser, WordErrors, bootstrap_interval, word_errors
-from language import HOMOPHONES
-from likeness import (
-    Embedding,
-    SpeakerEncoder,
-    centroid,
-    mean_interval,
-    similarity,
-)
+from judge_codec import error_rate, shown
+from language import errors_of
 from numpy.typing import NDArray
 from voices import SAMPLE_RATE_HZ, SPEAKERS
 
@@ -33,6 +26,9 @@ from vibevoice_finetune.audio.source import load_audio, normalize_rms, pad_to_fr
 from vibevoice_finetune.base_model import parts
 from vibevoice_finetune.data.dataset import jitter
 from vibevoice_finetune.data.prompt import Turn, training_sequence
+from vibevoice_finetune.evaluation.recogniser import MOONSHINE, load_recogniser
+from vibevoice_finetune.evaluation.speaker_similarity import Embedding, SpeakerEncoder, centroid, similarity
+from vibevoice_finetune.evaluation.statistics import mean
 from vibevoice_finetune.generation.generate import (
     GenerationRequest,
     ModelSource,
@@ -172,7 +168,7 @@ def main() -> None:
     """Judge, print, and write one JSON line per clip."""
     arguments = _arguments()
     torch.set_num_threads(1)
-    recognise, embed = Recogniser(), SpeakerEncoder()
+    recognise, embed = load_recogniser(MOONSHINE), SpeakerEncoder()
     centroids = voice_centroids(arguments.folder, embed)
     rows, prompts = choose(arguments)
     model = load_speech_model(
@@ -184,7 +180,7 @@ def main() -> None:
         audio = wave if len(wave) > SAMPLE_RATE_HZ // 10 else np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)
         heard, vector = recognise(audio, SAMPLE_RATE_HZ), embed(audio, SAMPLE_RATE_HZ)
         found: Row = {"speaker": row["speaker"], "text": row["text"], "heard": heard, "ended": done}
-        found |= {"errors": word_errors(row["text"], heard, HOMOPHONES), "seconds": len(wave) / SAMPLE_RATE_HZ}
+        found |= {"errors": errors_of(row["text"], heard), "seconds": len(wave) / SAMPLE_RATE_HZ}
         found["near"] = {voice: similarity(vector, middle) for voice, middle in centroids.items()}
         results.append(found)
     if arguments.out:
@@ -198,18 +194,15 @@ def report(results: list[Row], arguments: argparse.Namespace) -> None:
     voices = list(dict.fromkeys(row["speaker"] for row in results))
     for voice in [*voices, None]:
         rows = [row for row in results if voice in (row["speaker"], None)]
-        error = sum((row["errors"] for row in rows), WordErrors(0, 0)).rate
         own = [row["near"][row["speaker"]] for row in rows]
         # Among the training voices, and itself if it is held out.
         first = [
             max((v for v in row["near"] if v not in held or v == row["speaker"]), key=row["near"].get) == row["speaker"]
             for row in rows
         ]
-        low, high = bootstrap_interval([row["errors"] for row in rows])
-        under, over = mean_interval(own)
         print(
-            f"{voice or 'all':6s} n {len(rows)} word error {error:.3f} ({low:.3f}-{high:.3f}) ended "
-            f"{np.mean([row['ended'] for row in rows]):.3f} similarity {np.mean(own):.3f} ({under:.3f}-{over:.3f}) "
+            f"{voice or 'all':6s} n {len(rows)} word error {shown(error_rate([row['errors'] for row in rows]))} ended "
+            f"{np.mean([row['ended'] for row in rows]):.3f} similarity {shown(mean(own))} "
             f"nearest is own {np.mean(first):.3f} seconds {np.mean([row['seconds'] for row in rows]):.2f}",
             flush=True,
         )
@@ -225,7 +218,7 @@ def _write(folder: Path, results: list[Row], waves: list[Wave]) -> None:
         for index, (row, wave) in enumerate(zip(results, waves, strict=True)):
             soundfile.write(folder / f"{row['speaker']}_{index:03d}.wav", wave, SAMPLE_RATE_HZ)
             errors = row["errors"]
-            file.write(json.dumps(row | {"errors": [errors.edits, errors.words]}) + "\n")
+            file.write(json.dumps(row | {"errors": [errors.edits, errors.total]}) + "\n")
 
 
 if __name__ == "__main__":

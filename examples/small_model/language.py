@@ -6,6 +6,8 @@ never overlap: nothing that is reported was seen in training, and nothing is sel
 
 import random
 
+from vibevoice_finetune.evaluation.words import Errors, word_errors
+
 VERBS = "move bring find open watch collect cover sell".split()
 PAST = "found painted followed delivered".split()
 COLOURS = "red blue green black yellow orange brown purple".split()
@@ -78,3 +80,20 @@ def reserved() -> tuple[list[str], list[str]]:
 
 HOMOPHONES = {"to": "two", "too": "two", "for": "four", "read": "red", "blew": "blue"}
 """What no recogniser can tell apart, read as one word."""
+
+_DIGITS = dict(zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True))
+
+
+def plain(text: str) -> str:
+    """A text as words are compared here: single digits in words, homophones as one.
+
+    >>> plain("Bring 2 to Peter, at 7.")
+    'bring two two peter at seven'
+    """
+    spelled = "".join(f" {_DIGITS[c]} " if c in _DIGITS else c if c.isalpha() else " " for c in text.replace("'", ""))
+    return " ".join(HOMOPHONES.get(word, word) for word in spelled.lower().split())
+
+
+def errors_of(text: str, heard: str) -> Errors:
+    """Word errors of a sentence of this language."""
+    return word_errors(plain(text), plain(heard), None)

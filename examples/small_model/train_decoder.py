@@ -72,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="of the speech")
     parser.add_argument("--encoder", type=Path, required=True, help="state of the first stage")
     parser.add_argument("--out", type=Path, required=True, help="the state, made or resumed")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=13000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--adversary_from", type=int, default=10**9, help="step at which the discriminator joins")

@@ -119,7 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--latents", type=Path, help="where the decoder's training keeps its latents")
     parser.add_argument("--out", type=Path, required=True, help="the state, made or resumed")
     parser.add_argument("--model", type=Path, required=True, help="the model folder, written again and again")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=6400)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--draws", type=int, default=3, help="K, noise draws per frame")

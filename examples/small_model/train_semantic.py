@@ -89,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--codec", type=Path, help="state of the decoder's training: the second run")
     parser.add_argument("--latents", type=Path, help="where the decoder's training keeps its latents")
     parser.add_argument("--out", type=Path, required=True, help="the state, made or resumed")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=2e-3)
     return parser.parse_args()
