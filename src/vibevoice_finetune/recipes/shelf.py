@@ -11,7 +11,7 @@ from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.declare import check_path, shown
 
 FOLDER = Path(__file__).parent
-NAMES = ("voice", "voice-small-gpu", "language", "dialogue", "style")
+NAMES = ("voice", "voice-small-gpu", "language", "dialogue", "style", "full")
 
 
 def find(recipe: str) -> Path:
