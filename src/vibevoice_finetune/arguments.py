@@ -30,6 +30,7 @@ from vibevoice_finetune.flags.machine import (
     is_installed,
 )
 from vibevoice_finetune.flags.model import ModelArguments
+from vibevoice_finetune.flags.samples import Steering, steering_by
 from vibevoice_finetune.flags.secrets import is_secret
 from vibevoice_finetune.flags.trial import check_optimizer_arguments, check_schedule
 
@@ -39,15 +40,6 @@ SPLIT_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 NEEDS_SCHEDULER_KWARGS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay")
 """Schedules that do not work without `--lr_scheduler_kwargs`."""
-
-EVALUATION_METRICS = (
-    "loss",
-    "diffusion_loss",
-    "text_loss",
-    "control_loss",
-    "control_go_accuracy",
-    "control_stop_accuracy",
-)
 
 PATH_FLAGS = frozenset(
     declared.name
@@ -66,8 +58,8 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
         self._check_run()
         self._check_launcher()
         self._check_optimization()
-        self._check_evaluation()
         self._check_loading()
+        self.check_samples()
         if not self.gradient_clipping:
             self.max_grad_norm = 0.0
         if self.warmup_ratio:
@@ -77,12 +69,20 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
             self.activation_checkpointing = self.gradient_checkpointing  # the old name, without its warning
         if self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        if self.save_strategy == "best" and self.metric_for_best_model is None:
-            self.metric_for_best_model = "loss"
+        self._steering = self._take_steering()
         if self.bf16 and not torch.cuda.is_available():
             self.use_cpu = True  # transformers refuses bf16 without a GPU unless the CPU is asked for
         self._splits_weights = self._takes_fsdp()
+        if self._splits_weights and self.sample_steps:
+            raise ArgumentError(
+                "--sample_steps and --fsdp: one process speaks, and with --fsdp none has the whole model; leave one of "
+                "the two out, and listen to the run checkpoints with the command evaluate."
+            )
+        loads_best, self.load_best_model_at_end = self.load_best_model_at_end, False
         super().__post_init__()  # type: ignore[no-untyped-call]
+        # transformers wants evaluations and checkpoints at the same steps for it; here the best weights are saved as
+        # soon as they are found.
+        self.load_best_model_at_end = loads_best
 
     def _named_loggers(self) -> list[str]:
         if self.report_to is None:
@@ -131,23 +131,33 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
                         "set; use_reentrant is always false."
                     )
 
-    def _check_evaluation(self) -> None:
-        metric = (self.metric_for_best_model or "loss").removeprefix("eval_")
-        if metric not in EVALUATION_METRICS:
+    def _take_steering(self) -> Steering | None:
+        """Which figure decides on the best weights and on an early end, if one does."""
+        if self.early_stopping_patience:
+            self.load_best_model_at_end = True
+        chooses = self.load_best_model_at_end or self.save_strategy == "best"
+        metric = self.metric_for_best_model or "loss"
+        steering = steering_by(metric, self.greater_is_better, self.early_stopping_patience)
+        if self.metric_for_best_model or chooses:
+            self.metric_for_best_model, self.greater_is_better = steering.figure, steering.higher_is_better
+        evaluates = IntervalStrategy(self.eval_strategy) is not IntervalStrategy.NO
+        if steering.of_samples and not (self.sample_steps and self.sample_metrics):
             raise ArgumentError(
-                f"--metric_for_best_model {shown(metric)}: must be one of {', '.join(EVALUATION_METRICS)}."
+                f"--metric_for_best_model {metric} needs --sample_steps above 0 and --sample_metrics True."
             )
-        strategy = IntervalStrategy(self.eval_strategy)
-        if strategy is not IntervalStrategy.NO:
-            return
+        self._saves_best = chooses
+        if steering.of_samples and self.save_strategy == "best":
+            self.save_strategy = "no"  # the best is saved when it is found; transformers would wait for an evaluation
         needing = {
-            "load_best_model_at_end True": self.load_best_model_at_end,
+            "early_stopping_patience": bool(self.early_stopping_patience) and not steering.of_samples,
+            "load_best_model_at_end True": self.load_best_model_at_end and not steering.of_samples,
             "save_strategy best": self.save_strategy == "best",
             "eval_on_start True": self.eval_on_start,
         }
         for name, wanted in needing.items():
-            if wanted:
+            if wanted and not evaluates:
                 raise ArgumentError(f"--{name} needs --eval_strategy steps or epoch.")
+        return steering if self.metric_for_best_model else None
 
     def _check_loading(self) -> None:
         if self.dataloader_num_workers == 0 and self.dataloader_persistent_workers:
@@ -205,6 +215,16 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
         return self._splits_weights
 
     @property
+    def steering(self) -> Steering | None:
+        """Which figure decides on the best weights and on an early end; None: no figure does."""
+        return self._steering
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether the best weights are saved as soon as they are found."""
+        return self._saves_best
+
+    @property
     def place_model_on_device(self) -> bool | None:
         """For transformers: split weights lie where they belong, and moving them would fail."""
         return False if self._splits_weights else None
@@ -212,7 +232,8 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
     @property
     def evaluates(self) -> bool:
         """Whether an evaluation set is needed."""
-        return bool(self.do_eval) or IntervalStrategy(self.eval_strategy) is not IntervalStrategy.NO
+        asked = bool(self.do_eval) or self.select_best_by is not None
+        return asked or IntervalStrategy(self.eval_strategy) is not IntervalStrategy.NO
 
     @property
     def draw_seed(self) -> int:

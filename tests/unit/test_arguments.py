@@ -77,6 +77,14 @@ LOOP_FLAGS = {
     "max_bad_steps": 3,
     "allow_changed_run": False,
     "debug_save": False,
+    "sample_steps": 0,
+    "sample_script": None,
+    "sample_metrics": False,
+    "keep_tokenizers": False,
+    "early_stopping_patience": None,
+    "select_best_by": None,
+    "recognizer": "moonshine",
+    "language": "en",
 }
 
 
@@ -225,7 +233,7 @@ def test_given_repeats_the_run(tmp_path):
 def test_the_flags_whose_values_are_paths():
     assert {
         *("model_name_or_path", "processor_name_or_path", "cache_dir", "train_jsonl", "validation_jsonl"),
-        *("dataset_name", "latents_dir", "output_dir", "resume_from_checkpoint"),
+        *("dataset_name", "latents_dir", "output_dir", "resume_from_checkpoint", "sample_script"),
     } == PATH_FLAGS
 
 

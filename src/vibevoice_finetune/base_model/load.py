@@ -193,6 +193,22 @@ def load_for_generation(
     return model
 
 
+def load_part(
+    base: BaseModel,
+    kind: type[_Model],
+    config: PreTrainedConfig,
+    prefix: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> _Model:
+    """Load the part of a model whose native names begin with `prefix`; no other tensor is read.
+
+    Raises:
+        BaseModelError: as `weight_index`.
+    """
+    return _load(kind, config, _without_prefix(weight_index(base), prefix), dtype, device)
+
+
 class SpeechEncoders:
     """The acoustic and the semantic encoder, and nothing else of a model; one of them at a time is in memory.
 
@@ -273,8 +289,8 @@ class SpeechEncoders:
             Part.ACOUSTIC: (audio.encoder_config, tensor_names.ACOUSTIC_ENCODER),
             Part.SEMANTIC: (semantic, tensor_names.SEMANTIC_ENCODER),
         }[part]
-        tensors = _without_prefix(weight_index(self._checkpoint), prefix)
-        return _load(VibeVoiceAcousticTokenizerEncoderModel, config, tensors, self._dtype, self._device)
+        kind = VibeVoiceAcousticTokenizerEncoderModel
+        return load_part(self._checkpoint, kind, config, prefix, self._dtype, self._device)
 
 
 def load_encoders(

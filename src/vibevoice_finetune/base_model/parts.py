@@ -7,19 +7,21 @@ In: a configuration or a model of transformers. Out: its facts, its parts, or an
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Model, VibeVoiceConfig, VibeVoiceForConditionalGeneration
+from transformers import GenerationConfig, Qwen2Model, VibeVoiceConfig, VibeVoiceForConditionalGeneration
 from transformers.initialization import no_init_weights
 from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead
 
 from vibevoice_finetune.audio.source import SAMPLING_RATE_HZ
 from vibevoice_finetune.base_model import tensor_names
-from vibevoice_finetune.base_model.config import part_configs
+from vibevoice_finetune.base_model.config import generation_settings, part_configs
 from vibevoice_finetune.base_model.original_config import NUM_TRAIN_TIMESTEPS
 from vibevoice_finetune.errors import BaseModelError
 
@@ -87,6 +89,26 @@ class VibeVoiceWithoutTokenizers(VibeVoiceForConditionalGeneration):  # type: ig
         super().__init__(config)
         del self.model.audio_tower
         del self.model.semantic_tokenizer_encoder
+
+
+@contextmanager
+def whole_for_generation(model: nn.Module, acoustic: nn.Module, semantic: nn.Module) -> Iterator[None]:
+    """Within the context, a model without speech tokenizers has them and can `generate()`.
+
+    Args:
+        model: a `VibeVoiceWithoutTokenizers`; afterwards it is as it was.
+        acoustic: the acoustic tokenizer, encoder and decoder.
+        semantic: the semantic tokenizer's encoder.
+    """
+    whole = _whole(model)
+    settings = whole.generation_config
+    whole.model.audio_tower, whole.model.semantic_tokenizer_encoder = acoustic, semantic
+    whole.generation_config = GenerationConfig(**generation_settings(whole.config))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        del whole.model.audio_tower, whole.model.semantic_tokenizer_encoder
+        whole.generation_config = settings
 
 
 def tensor_shapes(config: VibeVoiceConfig) -> dict[str, tuple[int, ...]]:

@@ -25,8 +25,9 @@ ACOUSTIC_CONNECTOR = "model.multi_modal_projector."
 SEMANTIC_CONNECTOR = "model.semantic_connector."
 LATENT_SCALE = "model.latent_scaling_factor"
 LATENT_BIAS = "model.latent_bias_factor"
-ACOUSTIC_ENCODER = "model.audio_tower.encoder."
-ACOUSTIC_DECODER = "model.audio_tower.decoder."
+ACOUSTIC_TOKENIZER = "model.audio_tower."
+ACOUSTIC_ENCODER = ACOUSTIC_TOKENIZER + "encoder."
+ACOUSTIC_DECODER = ACOUSTIC_TOKENIZER + "decoder."
 SEMANTIC_ENCODER = "model.semantic_tokenizer_encoder."
 
 SPEECH_TOKENIZERS = (ACOUSTIC_ENCODER, ACOUSTIC_DECODER, SEMANTIC_ENCODER)

@@ -78,6 +78,8 @@ def print_prediction(console: Console, prediction: "Prediction") -> None:
     table.add_section()
     table.add_row("together", f"{memory.training / 1e9:.2f}")
     console.print(table)
+    if memory.speaking:
+        console.print(f"between two steps, while samples are spoken: {gigabytes(memory.speaking)}")
     console.print(f"before that, while audio is encoded: {gigabytes(memory.encoding)}\n")
     cards = Table(title="GPUs", title_justify="left")
     cards.add_column("memory", justify="right")

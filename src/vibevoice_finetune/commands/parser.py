@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from vibevoice_finetune.arguments import Arguments
 
 PROGRAM = "vibevoice-finetune"
-GROUPS = ("run", "model", "data", "what is trained", "losses", "steps", "memory and speed", "logs and checkpoints")
+GROUPS = (
+    *("run", "model", "data", "what is trained", "losses", "steps", "memory and speed", "logs and checkpoints"),
+    "samples and choosing",
+)
 """The order of the help; a group without flags is not shown, and any other comes after these."""
 INHERITED_GROUP = "flags of transformers' TrainingArguments"
 

@@ -43,7 +43,8 @@ def read_splits(arguments: Arguments, cache_dir: Path | None, bad_rows: BadRows)
         else:
             raise DataError(
                 "evaluation is asked for but there is nothing to evaluate on; "
-                "give --validation_jsonl or --eval_split_size, or leave --do_eval and --eval_strategy out."
+                "give --validation_jsonl or --eval_split_size, or leave --do_eval, --eval_strategy and "
+                "--select_best_by out."
             )
     return splits
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range, flag
+from vibevoice_finetune.flags.samples import SampleFlags
 
 LARGEST_SEED = 2**32 - 1
 """numpy's seeds have 32 bits."""
@@ -51,7 +52,7 @@ Optimizer = Literal[
 
 
 @dataclass
-class LoopFlags:
+class LoopFlags(SampleFlags):
     """The loop and the losses."""
 
     output_dir: str | None = flag(

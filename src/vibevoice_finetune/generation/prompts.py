@@ -111,7 +111,8 @@ def encode_voice(model: nn.Module, voice: AudioSource) -> Tensor:
         )
     device = parts.embed_tokens(model).weight.device
     # bf16 would move the latents by 1.1 to 4.1 % (`latents/arithmetic.py`): the voice would not be the one trained on.
-    with _in_float32(encoder), computing_in(fastest(device)):
+    # A model that speaks while it is trained runs under autocast, which would round them all the same.
+    with _in_float32(encoder), computing_in(fastest(device)), torch.autocast(device.type, enabled=False):
         mean_1VC = encode_in_chunks(encoder, waveform_N.to(device)[None], ENCODED_AT_ONCE_FRAMES * hop_length)
     return mean_1VC[0]
 

@@ -56,12 +56,13 @@ def script_from_text(text: str, voices: Sequence[AudioSource] = (), where: str =
     return Script(parse_script(text, where, default_speaker=True), tuple(voices), where)
 
 
-def read_scripts(path: Path, voices: Sequence[AudioSource] = ()) -> list[Script]:
+def read_scripts(path: Path, voices: Sequence[AudioSource] = (), flag: str = "--script") -> list[Script]:
     """The scripts of a file.
 
     Args:
         path: a `.txt`, whose whole text is one script, or a `.json`.
         voices: for scripts that name none of their own.
+        flag: what names the file on the command line.
 
     Raises:
         ArgumentError: another kind of file, or it cannot be read.
@@ -70,9 +71,9 @@ def read_scripts(path: Path, voices: Sequence[AudioSource] = ()) -> list[Script]
     name = shown(path.name)
     if path.suffix.lower() not in SUFFIXES:
         raise ArgumentError(
-            f"--script {shown(path)}: is not a {' or '.join(SUFFIXES)} file; write the script as one of them."
+            f"{flag} {shown(path)}: is not a {' or '.join(SUFFIXES)} file; write the script as one of them."
         )
-    text = _read_text(path)
+    text = _read_text(path, flag)
     if path.suffix.lower() == ".txt":
         return [script_from_text(text, voices, name)]
     try:
@@ -84,25 +85,25 @@ def read_scripts(path: Path, voices: Sequence[AudioSource] = ()) -> list[Script]
     return [_script(item, path.parent, voices, f"{name}[{index}]") for index, item in enumerate(value)]
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, flag: str) -> str:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise ArgumentError(f"--script {shown(path)}: is not a file; a text file is expected; name one.")
+            raise ArgumentError(f"{flag} {shown(path)}: is not a file; a text file is expected; name one.")
         if path.stat().st_size > MAX_BYTES:
             raise ArgumentError(
-                f"--script {shown(path)}: has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are expected; "
+                f"{flag} {shown(path)}: has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are expected; "
                 "split it."
             )
         with path.open("rb") as file:
             content = file.read(MAX_BYTES)
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise ArgumentError(f"--script {shown(path)}: is UTF-16; UTF-8 is expected; save it as UTF-8.")
+            raise ArgumentError(f"{flag} {shown(path)}: is UTF-16; UTF-8 is expected; save it as UTF-8.")
         return content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         similar = near_miss(str(path)) if isinstance(error, FileNotFoundError) else None
         advice = f"did you mean {shown(similar)}?" if similar else "check the name and the file."
-        raise ArgumentError(f"--script {shown(path)}: cannot be read ({said}); {advice}") from error
+        raise ArgumentError(f"{flag} {shown(path)}: cannot be read ({said}); {advice}") from error
 
 
 def _is_script(value: object) -> bool:

@@ -2,9 +2,8 @@
 
 Why: whether a run fits is known before the model is downloaded, because every tensor that training holds follows from
 the configuration, the flags and the length of a micro-batch. Weights, gradients and optimizer state are exact counts.
-Activations are counted as autograd keeps them: for every operation, what its backward pass needs. `tests/unit/training/
-test_footprint.py` compares that with what autograd really saves, operation by operation, so a change of the forward
-pass that keeps more shows there.
+Activations are counted as autograd keeps them: for every operation, what its backward pass needs. `test_footprint.py`
+compares that with what autograd really saves, so a change of the forward pass that keeps more shows there.
 
 In: a configuration, a `Recipe`, a `MicroBatch`. Out: bytes. Letters: D hidden size, I width of the feed-forward layers,
 r rank of LoRA, T tokens, F target frames, K noise draws a frame, N text labels, V vocabulary.
@@ -19,9 +18,7 @@ from transformers import VibeVoiceConfig
 
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.base_model.config import part_configs
-from vibevoice_finetune.base_model.load import ENCODED_AT_ONCE_BYTES
 from vibevoice_finetune.base_model.parts import tensor_shapes
-from vibevoice_finetune.latents.fill import BATCH_SEC
 from vibevoice_finetune.objective.losses import LOGITS_CHUNK
 
 FLOAT32 = 4
@@ -47,9 +44,6 @@ _OPTIMIZER_BYTES = (
     ("8bit", 2.1),
 )
 _ADAMW_BYTES = 8.0  # two float32 moments, and what is assumed of an optimizer that is not listed
-
-# An encoder takes about 40 MB per second of the audio in its batch, in float32 (`latents/encode.py`).
-ENCODING_BYTES_PER_SEC = 40 * 10**6
 
 # The one matrix of the diffusion head that is applied once per frame, not once per draw.
 CONDITION = "cond_proj"
@@ -77,6 +71,7 @@ class ModelSize:
         head: all numbers of the diffusion head.
         connectors: all numbers of both connectors.
         largest_encoder: all numbers of the larger of the two speech encoders.
+        tokenizers: all numbers of the speech tokenizers: two encoders and a decoder.
     """
 
     hidden: int
@@ -94,6 +89,7 @@ class ModelSize:
     head: int
     connectors: int
     largest_encoder: int
+    tokenizers: int
 
 
 @dataclass(frozen=True)
@@ -122,6 +118,8 @@ class Recipe:
         dora: whether each row of a weight with LoRA has a trained length.
         keeps_start: whether LoRA's beginning is kept, as PiSSA's and OLoRA's is.
         splits: whether the processes hold a share each of all weights, gradients and the optimizer's state.
+        speaks: whether samples are spoken during training.
+        keeps_tokenizers: whether the speech tokenizers stay in memory between samples.
     """
 
     device: str
@@ -145,6 +143,8 @@ class Recipe:
     lora_ranks: Mapping[str, int] = field(default_factory=dict)
     dora: bool = False
     keeps_start: bool = False
+    speaks: bool = False
+    keeps_tokenizers: bool = False
 
     @property
     def share(self) -> float:
@@ -215,6 +215,7 @@ def measure(config: VibeVoiceConfig) -> ModelSize:
         head=total(tensor_names.DIFFUSION_HEAD),
         connectors=total(tensor_names.ACOUSTIC_CONNECTOR, tensor_names.SEMANTIC_CONNECTOR),
         largest_encoder=max(total(prefix) for prefix in tensor_names.ENCODERS),
+        tokenizers=total(*tensor_names.SPEECH_TOKENIZERS),
     )
 
 
@@ -339,12 +340,6 @@ def backward_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:
     gradients = batch.tokens * (3 * a * i + 2 * FLOAT32 * i + 4 * a * d)
     dequantised = a * d * i if recipe.quantised_bits else 0
     return gradients + dequantised + (layer_bytes(size, recipe, batch) if recipe.checkpointing else 0)
-
-
-def encoding_bytes(size: ModelSize, device: str) -> float:
-    """A speech encoder in float32 with a batch in it, before training; the two are loaded one after the other."""
-    at_once = ENCODING_BYTES_PER_SEC * BATCH_SEC if device == "cuda" else ENCODED_AT_ONCE_BYTES
-    return FLOAT32 * size.largest_encoder + at_once
 
 
 def _attention_bytes(size: ModelSize, recipe: Recipe, batch: MicroBatch) -> float:

@@ -23,12 +23,16 @@ from vibevoice_finetune.data.voice_prompts import PlannedRow
 from vibevoice_finetune.flags.model import FROM_WEIGHTS, LANGUAGE_MODEL_TARGETS
 from vibevoice_finetune.memory import count
 from vibevoice_finetune.memory.count import FLOAT32, MicroBatch, ModelSize, Recipe
+from vibevoice_finetune.memory.tokenizers import encoding_bytes, speaking_bytes, tokenizer_bytes
 
 CARDS_GIB = (8, 12, 16, 24, 48, 80)
 """Memory of common GPUs."""
 
 RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.5e9}
 """In use before the first tensor: the CUDA context with its kernels; Python with its libraries."""
+
+RESTING = ("frozen weights", "trained weights", "optimizer", "moving average", "runtime")
+"""Parts that are in memory between two steps as well."""
 
 USABLE = 0.95
 """Share of a card that can be filled before its allocator finds no piece that is large enough."""
@@ -55,6 +59,7 @@ class Estimate:
         batch: the micro-batch that needs the most.
         parts: what is in memory at the peak of the training.
         encoding: bytes while audio is encoded, before the model is loaded; zero if none is.
+        speaking: bytes while samples are spoken, between two steps; zero if none are.
         available: bytes that the device has; None if it is not known.
     """
 
@@ -63,6 +68,7 @@ class Estimate:
     batch: MicroBatch
     parts: tuple[Part, ...]
     encoding: float = 0.0
+    speaking: float = 0.0
     available: float | None = None
 
     @property
@@ -73,7 +79,7 @@ class Estimate:
     @property
     def peak(self) -> float:
         """Bytes at the peak of the whole run."""
-        return max(self.training, self.encoding)
+        return max(self.training, self.encoding, self.speaking)
 
     def fits(self, available: float) -> bool:
         """Whether a device with this many bytes is enough."""
@@ -97,6 +103,8 @@ class Estimate:
         before = (
             f"; encoding audio before that takes {gigabytes(self.encoding)}" if self.encoding > self.training else ""
         )
+        if self.speaking > self.training:
+            before += f"; speaking samples takes {gigabytes(self.speaking)}"
         tight = "; may not fit" if self.available and not self.fits(self.available) else ""
         return f"about {gigabytes(self.training)}{of} in training ({size}): {parts}{before}{tight}"
 
@@ -161,9 +169,14 @@ def estimate(size: ModelSize, recipe: Recipe, batch: MicroBatch, *, encodes: boo
         Part("activations", activations),
         Part("work space", workspace),
         Part("runtime", runtime),
+        Part("speech tokenizers", tokenizer_bytes(size, recipe) if recipe.keeps_tokenizers else 0.0),
     )
-    encoding = count.encoding_bytes(size, recipe.device) + runtime if encodes else 0.0
-    return Estimate(size, recipe, batch, parts, encoding)
+    encoding = encoding_bytes(size, recipe.device) + runtime if encodes else 0.0
+    speaking = 0.0
+    if recipe.speaks:  # between two steps, when there are no gradients and no activations
+        resting = sum(part.bytes for part in parts if part.name in RESTING)
+        speaking = resting + tokenizer_bytes(size, recipe) + speaking_bytes(size, recipe)
+    return Estimate(size, recipe, batch, parts, encoding, speaking)
 
 
 def estimate_for(
@@ -234,6 +247,8 @@ def recipe_of(arguments: Arguments, device: str, processes: int = 1) -> Recipe:
         lora_ranks=model.lora_rank_pattern or {},
         dora=model.use_dora,
         keeps_start=model.init_lora_weights in FROM_WEIGHTS,
+        speaks=loop.sample_steps > 0,
+        keeps_tokenizers=loop.keep_tokenizers,
     )
 
 
@@ -334,6 +349,8 @@ def _changes(now: Estimate) -> Iterator[Change]:
         yield _change(now, "--load_in_4bit True", quantised_bits=4)
     if recipe.device == "cuda" and not recipe.splits and count.optimizer_bytes(recipe) >= FLOAT32:
         yield _change(now, "--optim adamw_bnb_8bit", optimizer=OptimizerNames.ADAMW_BNB.value)
+    if recipe.keeps_tokenizers:
+        yield _change(now, "--keep_tokenizers False", keeps_tokenizers=False)
     if recipe.ema:
         yield _change(now, "--ema_decay 0", ema=False)
     if recipe.draws > 1:

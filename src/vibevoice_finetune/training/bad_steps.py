@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vibevoice_finetune.errors import UserError
@@ -81,6 +82,24 @@ class BadSteps:
                 f"{line}. {self.bad_in_a_row} steps in a row were not finite, so the run stops. {self.way_out()}"
             )
         return line
+
+    def check_weights(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Refuse to keep weights that are not finite.
+
+        Args:
+            step: optimizer steps so far.
+            parameters: the trained ones by name.
+
+        Raises:
+            UserError: names the tensors, and the run checkpoint to go on from.
+        """
+        bad = [name for name, value in parameters.items() if not torch.isfinite(own_part(value.detach())).all()]
+        if bad:
+            shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            raise UserError(
+                f"after step {step} the weights of {shown} are not finite, so they are not saved "
+                f"and the run stops. {self.way_out()}"
+            )
 
     def way_out(self) -> str:
         """From which run checkpoint to go on, and how: later ones hold the weights whose numbers were not finite."""

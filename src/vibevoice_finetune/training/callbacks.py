@@ -1,15 +1,17 @@
 """What happens beside the steps: the metrics file, the progress bar, the moving average."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.files.atomic import append_line, write_file
 from vibevoice_finetune.training.bad_steps import BadSteps
 from vibevoice_finetune.training.ema import Ema
+from vibevoice_finetune.training.metrics import note_figure, step_of_result
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_KEY = "train_runtime"
@@ -19,8 +21,8 @@ SUMMARY_KEY = "train_runtime"
 class MetricsFile(TrainerCallback):
     """Appends every log to `metrics.jsonl`; a resumed run first drops the lines beyond its starting step."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / METRICS_FILE
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -32,7 +34,7 @@ class MetricsFile(TrainerCallback):
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 log = json.loads(line)
-                if 0 < log["step"] <= state.global_step and SUMMARY_KEY not in log:
+                if state.global_step and log["step"] <= state.global_step and SUMMARY_KEY not in log:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a kill
@@ -101,3 +103,58 @@ class StopCallback(TrainerCallback):
         if self.must_stop():
             control.should_save = True
             control.should_training_stop = True
+
+
+class SampleCallback(TrainerCallback):
+    """Has samples made before the first step, every N steps and at the end, and lets their figures decide.
+
+    Args:
+        args: the loop's flags.
+        sample: makes those of the step that it is told, and returns their figures.
+        log: of the trainer.
+        must_stop: whether a signal has asked for the end; samples would only delay it.
+    """
+
+    def __init__(
+        self,
+        args: FinetuneArguments,
+        sample: Callable[[int], Mapping[str, float]],
+        log: Callable[[dict[str, float]], None],
+        must_stop: Callable[[], bool],
+    ) -> None:
+        self.args = args
+        self.sample = sample
+        self.log = log
+        self.must_stop = must_stop
+        self.newest_step: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The base model, unless the run goes on from a later step."""
+        if state.global_step == 0:
+            self._sample(state, control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Every N steps, and at the last one."""
+        is_due = state.global_step % self.args.sample_steps == 0 or state.global_step >= state.max_steps
+        if is_due and not self.must_stop():
+            self._sample(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The result, where the run ended early or the best weights were put back."""
+        step = step_of_result(self.args, state)
+        if step != self.newest_step and not self.must_stop():
+            self.sample(step)
+
+    def _sample(self, state: TrainerState, control: TrainerControl) -> None:
+        self.newest_step = state.global_step
+        figures = self.sample(state.global_step)
+        if not figures:
+            return
+        self.log(dict(figures))
+        steering = self.args.steering
+        if steering is not None and steering.figure in figures:
+            note_figure(self.args, state, control, figures[steering.figure])

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model.load import (
@@ -30,6 +31,7 @@ from vibevoice_finetune.data.dataset import DrawSettings, SpeechDataset
 from vibevoice_finetune.data.mix import Mix
 from vibevoice_finetune.data.prompt import Encode, FixedPieces, SpecialTokens
 from vibevoice_finetune.data.rows import BadRows, Row
+from vibevoice_finetune.data.script import num_speakers
 from vibevoice_finetune.data.splits import DataSet, read_splits
 from vibevoice_finetune.data.voice_prompts import PlannedRow, RowRequest, make_requests, plan_rows
 from vibevoice_finetune.errors import DataError, shown
@@ -37,8 +39,14 @@ from vibevoice_finetune.latents.arithmetic import fastest
 from vibevoice_finetune.latents.fill import FillReport, fill
 from vibevoice_finetune.latents.processes import started_together
 from vibevoice_finetune.latents.store import LatentStore, Segment
-from vibevoice_finetune.memory.count import encoding_bytes, measure
+from vibevoice_finetune.memory.count import measure
 from vibevoice_finetune.memory.estimate import RUNTIME_BYTES, gigabytes
+from vibevoice_finetune.memory.tokenizers import encoding_bytes
+from vibevoice_finetune.samples.best import MOST_ROWS, Finished, candidates
+from vibevoice_finetune.samples.plan import Prepared, make_samples
+from vibevoice_finetune.samples.samples import Samples
+from vibevoice_finetune.samples.script import pick_rows
+from vibevoice_finetune.training.run_checkpoints import complete_checkpoints
 from vibevoice_finetune.validation.validate import cheap_warnings
 
 logger = logging.getLogger(__name__)
@@ -64,8 +72,11 @@ class LoadedData:
     special: SpecialTokens
     train_set: SpeechDataset | None
     eval_set: SpeechDataset | None
+    encode: Encode
     bad_rows: str
     filled: FillReport | None
+    sample_rows: tuple[Row, ...] = ()
+    heard_rows: tuple[Row, ...] = ()
     summaries: dict[str, DataSummary] = field(default_factory=dict)
     set_names: tuple[str, ...] = ()
 
@@ -136,8 +147,11 @@ def load_data(arguments: Arguments, say: Callable[[str], None] | None = None) ->
         special=special,
         train_set=dataset("train"),
         eval_set=dataset("eval"),
+        encode=encode,
         bad_rows=bad_rows.summary(),
         filled=report,
+        sample_rows=_sample_rows(arguments, splits, planned),
+        heard_rows=_heard_rows(arguments, splits, planned),
         summaries={name: _summary(list(chain.from_iterable(sets)), model_facts) for name, sets in planned.items()},
         set_names=tuple(each.name for each in splits.get("train", ())),
     )
@@ -152,6 +166,57 @@ def _check_not_empty(
                 which = f" in {shown(each.name)}" if len(sets) > 1 else ""
                 purpose = "training" if name == "train" else "evaluation"
                 raise DataError(f"no usable row for {purpose}{which} ({bad_rows.summary()}).")
+
+
+def _sample_rows(
+    arguments: Arguments,
+    splits: Mapping[str, Sequence[DataSet]],
+    planned: Mapping[str, Sequence[Sequence[PlannedRow]]],
+) -> tuple[Row, ...]:
+    """Rows that the samples of the run say, if no script is given for them; of several sets, the first one's."""
+    if not arguments.loop.sample_steps or arguments.loop.sample_script:
+        return ()
+    name = "eval" if "eval" in splits else "train"
+    return pick_rows(splits[name][0].rows, [row.where for row in planned[name][0]])
+
+
+def _heard_rows(
+    arguments: Arguments,
+    splits: Mapping[str, Sequence[DataSet]],
+    planned: Mapping[str, Sequence[Sequence[PlannedRow]]],
+) -> tuple[Row, ...]:
+    """Rows by which the best checkpoint is chosen, if it is.
+
+    Raises:
+        DataError: there is none of one speaker, as similarity and words are measured.
+    """
+    if arguments.loop.select_best_by is None:
+        return ()
+    usable = {row.where for rows in planned["eval"] for row in rows if num_speakers(row.turns) == 1}
+    if not usable:
+        raise DataError(
+            "--select_best_by: every evaluation row has several speakers; give rows of one speaker each with "
+            "--validation_jsonl, or leave the flag out."
+        )
+    rows = chain.from_iterable(each.rows for each in splits["eval"])
+    return tuple(islice((row for row in rows if row.where in usable), MOST_ROWS))
+
+
+def samples_of(
+    arguments: Arguments, prepared: Prepared, data: LoadedData, base_fingerprint: str, model: nn.Module
+) -> Samples:
+    """The samples of a run whose model is in memory."""
+    speaker = (data.checkpoint, base_fingerprint, model, data.encode, data.special)
+    return make_samples(arguments, prepared, data.sample_rows, *speaker)
+
+
+def left_to_choose(arguments: Arguments, data: LoadedData, result: Path, last_step: int) -> Finished | None:
+    """What `--select_best_by` chooses from, in the process that chooses; None where nothing is to be chosen."""
+    loop = arguments.loop
+    if loop.select_best_by is None or not loop.do_train or loop.process_index != 0:
+        return None
+    adapters = candidates(complete_checkpoints(result.parent), result, last_step)
+    return Finished(data.heard_rows, adapters, data.summaries["train"].audio_hours)
 
 
 def _encode(backend: Tokenizer, text: str) -> list[int]:

@@ -1,8 +1,9 @@
-"""From sums to what is logged: the three losses divided and weighted, control accuracy, speed.
+"""From sums to what is logged (the three losses divided and weighted, control accuracy, speed), and what that decides.
 
 Shapes: everything is 0-d.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import TrainerControl, TrainerState
 
 from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.data.collate import Counts
 from vibevoice_finetune.objective.objective import LossSums
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,41 @@ def evaluation_metrics(sums: LossSums, counts: Counts, weights: LossWeights) -> 
         **{f"{name}_loss": value.item() for name, value in vars(terms).items()},
         **control_accuracy(*right),
     }
+
+
+def note_figure(args: FinetuneArguments, state: TrainerState, control: TrainerControl, value: float) -> bool:
+    """Compare the figure that decides, which was logged just now, with those before; the base model's does not count.
+
+    Asks for a run checkpoint where it is the best so far, and for the end of the run where it has been no better for
+    too long.
+
+    Args:
+        args: the loop's flags; a figure decides.
+        state: of the loop, with all logs.
+        control: of the loop.
+        value: of the figure.
+
+    Returns:
+        Whether it is the best so far.
+    """
+    steering = args.steering
+    assert steering is not None
+    if state.global_step == 0:
+        return False
+    is_best = steering.is_better(value, state.best_metric)
+    if is_best:
+        state.best_metric, state.best_global_step = value, state.global_step
+        control.should_save = control.should_save or args.saves_best
+    if steering.is_over([log[steering.figure] for log in state.log_history if steering.figure in log and log["step"]]):
+        logger.warning(
+            "the run stops early, after step %d: %s is that of step %s, and the %s after it were no better",
+            *(state.global_step, steering, state.best_global_step, steering.patience),
+        )
+        control.should_training_stop = True
+    return is_best
+
+
+def step_of_result(args: FinetuneArguments, state: TrainerState) -> int:
+    """The step whose weights a run ends with: the best one's if they were put back, else the last."""
+    is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+    return int(state.best_global_step or 0) if is_best else state.global_step

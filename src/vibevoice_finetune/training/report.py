@@ -116,6 +116,12 @@ def _loop_lines(arguments: Arguments, max_steps: int, steps_per_epoch: int) -> I
     yield f"LoRA  {lora}; learning rate {loop.learning_rate:g} ({schedule}); {', '.join(extras)}"
     if loop.splits_weights:
         yield f"FSDP2 weights, gradients and optimizer are split over {loop.world_size} processes, layer by layer"
+    if loop.steering is not None:
+        patience = loop.early_stopping_patience
+        early = f"; the run stops once it is no better {patience} times in a row" if patience else ""
+        yield f"best  the weights with {loop.steering}{early}"
+    if loop.sample_steps:
+        yield f"heard samples every {loop.sample_steps:,} steps: {loop.output_dir}/samples/index.html"
     loggers = ", ".join(loop.report_to) if loop.report_to else "none"
     strategy = IntervalStrategy(loop.eval_strategy)
     evaluation = f"every {loop.eval_steps:g} steps" if strategy is IntervalStrategy.STEPS else strategy.value

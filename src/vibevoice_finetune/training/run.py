@@ -47,8 +47,11 @@ from vibevoice_finetune.flags.secrets import masked
 from vibevoice_finetune.memory.estimate import Estimate, estimate_for, gigabytes
 from vibevoice_finetune.objective.objective import Objective
 from vibevoice_finetune.objective.sharding import is_split
+from vibevoice_finetune.samples.best import Finished, choose_best
+from vibevoice_finetune.samples.plan import prepare_samples
 from vibevoice_finetune.training import run_checkpoints
-from vibevoice_finetune.training.load_data import LoadedData, latents_dir, load_data
+from vibevoice_finetune.training.load_data import LoadedData, latents_dir, left_to_choose, load_data, samples_of
+from vibevoice_finetune.training.metrics import step_of_result
 from vibevoice_finetune.training.report import print_report
 from vibevoice_finetune.training.run_state import read_identity, read_starts, with_optimizer
 from vibevoice_finetune.training.same_run import Identity, check_same_run, identity
@@ -75,14 +78,17 @@ def train(arguments: Arguments) -> None:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # bars of loading, noise in a log file
     output_dir = Path(str(loop.output_dir))
     with claimed(arguments, output_dir):
-        train_in(output_dir, arguments, upload, console)
+        finished = train_in(output_dir, arguments, upload, console)
+        if finished is not None:  # the trainer's model is gone from memory now
+            choose_best(arguments, finished, console.print)
 
 
-def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, console: Console) -> None:
-    """Train, evaluate, or both, in an output folder that no other run writes to."""
+def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, console: Console) -> Finished | None:
+    """Train, evaluate, or both, in an output folder that no other run writes to; what the best is to be chosen from."""
     loop = arguments.loop
     resume = resume_point(arguments, output_dir, console)
     arguments, start = taking_over(arguments)
+    prepared = prepare_samples(arguments)
     data = load_data(arguments, console.print)
     if data.filled is not None:
         console.print(data.filled.summary())
@@ -112,6 +118,7 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
         this_run,
         arguments.data.max_tokens_per_batch,
         result_name(plan),
+        prepared and samples_of(arguments, prepared, data, base_fingerprint, objective.model),
     )
     max_steps, steps_per_epoch = trainer.count_steps()
     print_report(console, arguments, data, objective.model, max_steps, steps_per_epoch)
@@ -123,6 +130,7 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
         trainer.evaluate()
     if loop.do_eval:
         console.print_json(json.dumps(trainer.last_evaluation()))
+    return left_to_choose(arguments, data, output_dir / trainer.result, step_of_result(loop, trainer.state))
 
 
 def encode(arguments: Arguments) -> None:
@@ -315,7 +323,7 @@ def run_training(trainer: FinetuneTrainer, output_dir: Path, resume: Path | None
             f"stopped by {trainer.stop.signal_name or 'a signal'} after step {trainer.state.global_step}; "
             f"saved in {output_dir}; go on with --resume_from_checkpoint True."
         )
-    trainer.check_weights()
+    trainer.bad_steps.check_weights(trainer.state.global_step, trainer.parameters)
     result = output_dir / trainer.result
     with trainer.averaged(), explaining_write_errors(result, run_checkpoints.HOW_TO_GO_ON):
         trainer.export(result)

@@ -8,7 +8,7 @@ from the end of its last step trains no further.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from operator import add
@@ -28,15 +28,15 @@ from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.data.collate import Batch, Counts
 from vibevoice_finetune.data.dataset import SpeechDataset
 from vibevoice_finetune.data.sampler import EpochLoader
-from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.objective.objective import LossSums, Objective
-from vibevoice_finetune.objective.sharding import is_split, own_part, whole
+from vibevoice_finetune.objective.sharding import is_split, whole
+from vibevoice_finetune.samples.samples import Samples
 from vibevoice_finetune.training import run_checkpoints
 from vibevoice_finetune.training.bad_steps import BadSteps, RowLosses
-from vibevoice_finetune.training.callbacks import METRICS_FILE, EmaCallback, LossProgress, MetricsFile, StopCallback
+from vibevoice_finetune.training.callbacks import EmaCallback, LossProgress, MetricsFile, SampleCallback, StopCallback
 from vibevoice_finetune.training.ema import Ema
 from vibevoice_finetune.training.loaders import eval_loader, train_loader
-from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, evaluation_metrics
+from vibevoice_finetune.training.metrics import LossWeights, Terms, Window, evaluation_metrics, note_figure
 from vibevoice_finetune.training.run_state import RunState
 from vibevoice_finetune.training.same_run import Identity
 from vibevoice_finetune.training.stop import StopRequest
@@ -62,6 +62,7 @@ class FinetuneTrainer(Trainer):
         identity: what identifies this run; kept in run checkpoints.
         max_tokens_per_batch: size of a micro-batch in tokens instead of rows.
         result: name of the portable result's folder.
+        samples: what the model says while it is trained; None: nothing.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class FinetuneTrainer(Trainer):
         identity: Identity,
         max_tokens_per_batch: int | None = None,
         result: str = "lora",
+        samples: Samples | None = None,
     ) -> None:
         self.output_dir = Path(str(args.output_dir))
         self.train_set = train_set
@@ -89,8 +91,9 @@ class FinetuneTrainer(Trainer):
         self.stop_agreed = False
         self.micro_batch = 0
         self.rotation_is_due = False
+        self.samples = samples
         self.holds_parts = is_split(objective)
-        callbacks = [MetricsFile(self.output_dir / METRICS_FILE), StopCallback(self.must_stop)]
+        callbacks = [MetricsFile(self.output_dir), StopCallback(self.must_stop)]
         super().__init__(
             model=objective,
             args=args,
@@ -98,6 +101,8 @@ class FinetuneTrainer(Trainer):
             eval_dataset=eval_set,
             callbacks=[*callbacks, *([EmaCallback(self.ema, self.bad_steps)] if self.ema else [])],
         )
+        if samples is not None:
+            self.add_callback(SampleCallback(args, self.sample, self.log, self.must_stop))
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LossProgress())
@@ -303,8 +308,7 @@ class FinetuneTrainer(Trainer):
 
     def last_evaluation(self) -> dict[str, float]:
         """The newest evaluation's metrics; empty if there was none."""
-        found = [log for log in self.state.log_history if "eval_loss" in log]
-        return dict(found[-1]) if found else {}
+        return next((dict(log) for log in reversed(self.state.log_history) if "eval_loss" in log), {})
 
     def has_evaluated_last_step(self) -> bool:
         """Whether the newest evaluation was of the weights as they are now."""
@@ -314,6 +318,20 @@ class FinetuneTrainer(Trainer):
         """Within the context the model has the averaged weights; without an average, nothing happens."""
         return self.ema.applied() if self.ema else nullcontext()
 
+    # Samples, the best weights
+
+    def sample(self, step: int) -> Mapping[str, float]:
+        """Let the model speak as it stands, by its averaged weights if there are any; the figures of what it says."""
+        assert self.samples is not None
+        with self.window.paused(), self.averaged():
+            return self.samples.at(step, self.parameters, self.callback_handler.callbacks)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether an evaluation found the best weights so far."""
+        steering, args = self.finetune_args.steering, self.finetune_args
+        asked = None if steering is None or steering.of_samples else steering.figure
+        return asked is not None and note_figure(args, self.state, self.control, metrics[asked])
+
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -322,11 +340,11 @@ class FinetuneTrainer(Trainer):
         What `--save_total_limit` no longer keeps is deleted after the next good step: only that shows that the new
         weights give finite numbers, so at every moment there is a run checkpoint whose weights do.
         """
-        self.check_weights()
+        self.bad_steps.check_weights(self.state.global_step, self.parameters)
         output_dir = self.output_dir
         folder = output_dir / f"checkpoint-{self.state.global_step}"
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
+        best = output_dir / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best == folder or best.is_dir() else None
         self.store_flos()
         with self.window.paused():
             if self.args.should_save:
@@ -341,20 +359,6 @@ class FinetuneTrainer(Trainer):
         self.rotation_is_due = False
         best = self.state.best_model_checkpoint
         run_checkpoints.rotate(self.output_dir, self.args.save_total_limit, Path(best) if best else None)
-
-    def check_weights(self) -> None:
-        """Refuse to keep weights that are not finite.
-
-        Raises:
-            UserError: names the tensors, and the run checkpoint to go on from.
-        """
-        bad = [name for name, value in self.parameters.items() if not torch.isfinite(own_part(value.detach())).all()]
-        if bad:
-            shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            raise UserError(
-                f"after step {self.state.global_step} the weights of {shown} are not finite, so they are not saved "
-                f"and the run stops. {self.bad_steps.way_out()}"
-            )
 
     def leave_resumable(self) -> str:
         """After a step broke off for want of memory: drop its gradients and save the steps before it.

@@ -9,12 +9,13 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from vibevoice_finetune.arguments import EVALUATION_METRICS, FinetuneArguments
+from vibevoice_finetune.arguments import FinetuneArguments
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.data.collate import Counts
 from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.flags.inherited import RANGES, REFUSED
 from vibevoice_finetune.flags.loop import LoopFlags
+from vibevoice_finetune.flags.samples import EVALUATION_FIGURES
 from vibevoice_finetune.objective.objective import LossSums
 from vibevoice_finetune.training.metrics import LossWeights, evaluation_metrics
 
@@ -202,4 +203,4 @@ def test_the_metrics_that_can_choose_the_best_are_those_of_an_evaluation() -> No
 
     sums = {name: torch.ones((), dtype=torch.float64) for name in LossSums.__annotations__}
     found = evaluation_metrics(sums, Counts(1, 1, 1, 1, 1), LossWeights(1.0, 1.0, 1.0))
-    assert set(EVALUATION_METRICS) <= set(found)
+    assert set(EVALUATION_FIGURES) == set(found)

@@ -51,7 +51,9 @@ def arguments(output_dir: Path, **changes) -> FinetuneArguments:
     return FinetuneArguments(**{**defaults, **changes})
 
 
-def trainer(small, output_dir, chosen=None, *, numbers=range(8), eval_numbers=None, draws=None, **changes):
+def trainer(
+    small, output_dir, chosen=None, *, numbers=range(8), eval_numbers=None, draws=None, samples=None, **changes
+):
     objective = small.objective()
     torch.manual_seed(3)
     attach(objective.model, chosen or plan())
@@ -63,6 +65,7 @@ def trainer(small, output_dir, chosen=None, *, numbers=range(8), eval_numbers=No
         eval_set,
         export=lambda folder: folder.mkdir(parents=True),
         identity={},
+        samples=samples,
     )
 
 
