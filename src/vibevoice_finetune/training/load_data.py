@@ -203,9 +203,11 @@ def _heard_rows(
 
 
 def samples_of(
-    arguments: Arguments, prepared: Prepared, data: LoadedData, base_fingerprint: str, model: nn.Module
-) -> Samples:
-    """The samples of a run whose model is in memory."""
+    arguments: Arguments, prepared: Prepared | None, data: LoadedData, base_fingerprint: str, model: nn.Module
+) -> Samples | None:
+    """The samples of a run whose model is in memory, if there are to be any."""
+    if prepared is None:
+        return None
     speaker = (data.checkpoint, base_fingerprint, model, data.encode, data.special)
     return make_samples(arguments, prepared, data.sample_rows, *speaker)
 

@@ -118,7 +118,7 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
         this_run,
         arguments.data.max_tokens_per_batch,
         result_name(plan),
-        prepared and samples_of(arguments, prepared, data, base_fingerprint, objective.model),
+        samples_of(arguments, prepared, data, base_fingerprint, objective.model),
     )
     max_steps, steps_per_epoch = trainer.count_steps()
     print_report(console, arguments, data, objective.model, max_steps, steps_per_epoch)
