@@ -220,6 +220,11 @@ class FinetuneArguments(LoopFlags, TrainingArguments):  # type: ignore[misc]  # 
         return self._steering
 
     @property
+    def evaluation_figure(self) -> str | None:
+        """The figure that decides, if an evaluation gives it."""
+        return None if self._steering is None or self._steering.of_samples else self._steering.figure
+
+    @property
     def saves_best(self) -> bool:
         """Whether the best weights are saved as soon as they are found."""
         return self._saves_best

@@ -2,8 +2,7 @@
 
 Why: whether a run fits is known before the model is downloaded, because every tensor that training holds follows from
 the configuration, the flags and the length of a micro-batch. Weights, gradients and optimizer state are exact counts.
-Activations are counted as autograd keeps them: for every operation, what its backward pass needs. `test_footprint.py`
-compares that with what autograd really saves, so a change of the forward pass that keeps more shows there.
+Activations are counted as autograd keeps them; `test_footprint.py` compares that with what autograd really saves.
 
 In: a configuration, a `Recipe`, a `MicroBatch`. Out: bytes. Letters: D hidden size, I width of the feed-forward layers,
 r rank of LoRA, T tokens, F target frames, K noise draws a frame, N text labels, V vocabulary.

@@ -328,9 +328,8 @@ class FinetuneTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Whether an evaluation found the best weights so far."""
-        steering, args = self.finetune_args.steering, self.finetune_args
-        asked = None if steering is None or steering.of_samples else steering.figure
-        return asked is not None and note_figure(args, self.state, self.control, metrics[asked])
+        asked = self.finetune_args.evaluation_figure
+        return asked is not None and note_figure(self.finetune_args, self.state, self.control, metrics[asked])
 
     # Checkpoints
 
