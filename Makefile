@@ -49,8 +49,8 @@ browser:
 		apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; \
 	else echo "error: the tests of pages need Chromium; on Debian run: apt-get install chromium" >&2; exit 1; fi
 
-# Every stage goes on from its own state, so it may be stopped and started again. Seeds are fixed in the scripts. It needs
-# flite, SVOX Pico and, in this environment, the packages of the first line; nothing is written into src/.
+# Every stage goes on from its own state, so it may be stopped and started again; the seeds are fixed in the scripts.
+# It needs flite and SVOX Pico of the system. Nothing is written into src/.
 SMALL := examples/small_model
 SMALL_RUN ?= small-model-run
 small-model: export OMP_NUM_THREADS ?= 1

@@ -42,6 +42,20 @@ def test_the_demo_makes_what_it_promises(
     assert (folder / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
+def test_the_demo_as_it_is_keeps_the_words_and_comes_no_further_from_the_voice(tmp_path: Path) -> None:
+    """Measured with 24 sentences: word error 0.29 → 0.26, similarity 0.61 → 0.63."""
+    folder = tmp_path / "demo"
+    assert table.main(["demo", "--output_dir", str(folder)]) == 0
+    figures = json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))["figures"]
+    base, tuned = (
+        {key: one["value"]["value"] for key, one in figures[name].items()} for name in ("base", "fine-tuned")
+    )
+    assert base["word_error"] < 0.5
+    assert tuned["word_error"] < base["word_error"] + 0.15
+    assert tuned["similarity"] > base["similarity"] - 0.03
+
+
 def test_without_the_judges_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(_request: object) -> None:
         missing("asr", "moonshine_voice")
