@@ -40,6 +40,7 @@ def test_two_sentences_are_understood() -> None:
 
 @pytest.mark.slow
 def test_twelve_sentences_are_understood() -> None:
+    """Measured with 24 sentences: 0.29 (0.20 to 0.39)."""
     errors, ended = heard_errors(12)
     assert all(ended)
-    assert errors.rate < 0.6
+    assert errors.rate < 0.55
