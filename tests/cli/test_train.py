@@ -41,9 +41,9 @@ def few(tmp_path_factory):
 def line(few, tiny_checkpoint, tmp_path):
     """A short training command line."""
 
-    def make(extra="", output="out"):
+    def make(extra="", output="out", rows=few / "train.jsonl"):
         return shlex.split(
-            f"--model_name_or_path {tiny_checkpoint} --train_jsonl {few / 'train.jsonl'} "
+            f"--model_name_or_path {tiny_checkpoint} --train_jsonl {rows} "
             f"--latents_dir {few / 'latents'} --output_dir {tmp_path / output} --do_train --max_steps 2 "
             f"--per_device_train_batch_size 2 --logging_steps 1 --report_to none --save_strategy no {extra}"
         )
@@ -304,7 +304,7 @@ def test_a_bad_row_is_one_clear_line(kind, few, line, tmp_path, capsys):
     good = (few / "train.jsonl").read_text()
     data = tmp_path / "broken.jsonl"
     data.write_text(good + broken_row(kind, tmp_path) + "\n")
-    words = [*line("--max_length 600"), "--train_jsonl", str(data)]
+    words = line("--max_length 600", rows=data)
     assert main(["train", *words]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
@@ -321,7 +321,7 @@ def test_a_bad_row_is_one_clear_line(kind, few, line, tmp_path, capsys):
 def test_mostly_bad_rows_are_refused_even_when_skipped(few, line, tmp_path, capsys):
     data = tmp_path / "broken.jsonl"
     data.write_text((few / "train.jsonl").read_text() + "{\n" * 4)
-    assert main(["train", *line("--on_bad_row skip"), "--train_jsonl", str(data)]) == 2
+    assert main(["train", *line("--on_bad_row skip", rows=data)]) == 2
     assert "4 of 7 rows are bad" in capsys.readouterr().err
 
 

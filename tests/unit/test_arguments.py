@@ -30,6 +30,12 @@ MODEL_FLAGS = {
     "cache_dir": None,
     "freeze_acoustic_tokenizer": True,
     "freeze_semantic_tokenizer": True,
+    "train_language_model": False,
+    "adapter_name_or_path": None,
+    "lora_rank_pattern": None,
+    "use_rslora": False,
+    "use_dora": False,
+    "init_lora_weights": "default",
     "lora_r": 8,
     "lora_alpha": 32,
     "lora_dropout": 0.05,
@@ -234,6 +240,7 @@ def test_the_flags_whose_values_are_paths():
     assert {
         *("model_name_or_path", "processor_name_or_path", "cache_dir", "train_jsonl", "validation_jsonl"),
         *("dataset_name", "latents_dir", "output_dir", "resume_from_checkpoint", "sample_script"),
+        "adapter_name_or_path",
     } == PATH_FLAGS
 
 

@@ -171,7 +171,7 @@ class ModelArguments:
         if self.attn_implementation != "auto":
             return self.attn_implementation
         if device_type == "cpu":
-            return "varlen"  # 3 times as fast for eight rows or more, see benchmarks/README.md; not measured on a GPU
+            return "varlen"  # 3 times as fast for eight rows or more, see docs/benchmarks.md; not measured on a GPU
         has_flash = device_type == "cuda" and bf16 and is_installed("flash_attn")
         return "flash_attention_2" if has_flash else "varlen" if device_type == "cuda" and bf16 else "sdpa"
 

@@ -17,7 +17,7 @@ from vibevoice_finetune.export.merge import ExportRequest, export
 from vibevoice_finetune.export.whole_model import Origin, save_model
 
 PLAN = AdapterPlan(2, 4, 0.0, (), "lora", True, train_language_model=True)
-INFO = AdapterInfo("/home/me/base", "abc", expects_voice_prompt=True, settings={"output_dir": "/home/me/out"})
+INFO = AdapterInfo("/data/me/base", "abc", expects_voice_prompt=True, settings={"output_dir": "/data/me/out"})
 
 
 def trained(base, seed=5, plan=PLAN):
@@ -57,7 +57,7 @@ def test_it_is_a_model_in_the_original_layout(kind: str, golden_dir: Path, tmp_p
     lines = "\n".join(inspect_base_model(found, base).lines())
     assert "language model: all weights" in lines
     assert "the ComfyUI nodes" in lines
-    assert "/home/me" not in "".join(path.read_text() for path in (tmp_path / "model").glob("*.[jm][sd]*"))
+    assert "/data/me" not in "".join(path.read_text() for path in (tmp_path / "model").glob("*.[jm][sd]*"))
 
 
 def test_trained_tensors_are_written_as_the_forward_pass_used_them(golden_dir: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from vibevoice_finetune.memory.estimate import (
 
 ROOT = Path(__file__).parents[3]
 MEDIUM = {"hidden": 512, "intermediate": 2304, "layers": 6, "vocab": 12_000}
-GPU = replace(RECIPE, device="cuda", bf16=True, checkpointing=False, attention="sdpa")
+GPU = replace(RECIPE, device="cuda", bf16=True, checkpointing=False, attention="varlen")
 TEN_SECONDS = MicroBatch(rows=8, tokens=1840, frames=600, labels=900)
 
 
