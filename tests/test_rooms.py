@@ -35,6 +35,8 @@ ROOMS = (
     "rehearsal",
     "prepare",
     "demo",
+    "tune",
+    "web",
     "commands",
     "__main__",
 )
@@ -72,7 +74,9 @@ WITHOUT_TORCH = (
     "recipes.shelf",
     "commands.table",
     "commands.train",
+    "commands.tune",
     "commands.validate",
+    "commands.web",
     "__main__",
 )
 """Modules that must import in no time, or be readable without knowing tensors."""

@@ -41,6 +41,8 @@ class Command:
 
 
 COMMANDS = (
+    Command("tune", "commands.tune:tune", "from recordings to a voice, in one go: prepare, validate, train, evaluate"),
+    Command("web", "commands.web:web", "the same as a page in a browser"),
     Command("prepare", "commands.prepare:prepare", "make a data set of recordings: cut, transcribe, level, split"),
     Command("validate", "commands.validate:validate", "find every problem of a data set, before training"),
     Command("train", "commands.train:train", "fine-tune a checkpoint on speech; writes an adapter"),
