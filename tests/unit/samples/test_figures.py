@@ -12,6 +12,7 @@ from vibevoice_finetune.audio.source import load_audio
 from vibevoice_finetune.data.jsonl import read_jsonl
 from vibevoice_finetune.data.rows import BadRows, Columns
 from vibevoice_finetune.errors import DataError, UserError
+from vibevoice_finetune.evaluation.words import Errors
 from vibevoice_finetune.flags.samples import steering_by
 from vibevoice_finetune.samples.figures import Judges
 from vibevoice_finetune.samples.script import SampleText, texts_of_rows
@@ -46,17 +47,19 @@ def speakers() -> dict[str, list[SampleText]]:
 def test_a_real_clip_is_good_and_half_of_it_is_not(judges: Judges, speakers: dict[str, list[SampleText]]) -> None:
     one, other = list(speakers.values())[:2]
     judges.learn_voices([*one, *other], None)
+    errors = Errors(0, 0, 0, 0)
     for number, text in enumerate([*one, *other]):
         assert text.real is not None
         samples = load_audio(text.real)
         good = judges.judge(number, text, samples, ended=True)
         half = judges.judge(number, text, samples[: len(samples) // 2], ended=True)
-        assert good.words.rate < 0.2, text.text
-        assert half.words.rate > 0.3, text.text
+        errors += good.words  # the recogniser itself errs in some
+        assert half.words.rate > max(0.3, good.words.rate), text.text
         assert not good.signs
         assert good.similarity is not None
         assert good.similarity > 0.9  # it is the clip itself
         assert half.signs
+    assert errors.rate < 0.15
 
 
 def test_another_speaker_is_less_alike(judges: Judges, speakers: dict[str, list[SampleText]]) -> None:
