@@ -56,7 +56,7 @@ def test_unknown_command_is_one_line_and_exit_code_2() -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     names = ", ".join(command.name for command in table.COMMANDS)
-    assert names.startswith("prepare, validate, train, encode, ")
+    assert names.startswith("tune, web, prepare, validate, train, ")
     assert result.stderr == f"error: no command named 'tarin'; commands: {names}; see vibevoice-finetune --help\n"
 
 
