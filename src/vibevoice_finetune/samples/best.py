@@ -56,13 +56,16 @@ def candidates(checkpoints: Sequence[Path], result: Path, last_step: int) -> tup
     return tuple(found)
 
 
-def choose_best(arguments: Arguments, finished: Finished, say: Callable[[str], None]) -> None:
+def choose_best(arguments: Arguments, finished: Finished, say: Callable[[str], None]) -> Path:
     """Judge the adapters of a run, and write the one to use to `OUT/best`.
 
     Args:
         arguments: the parsed command line, with `--select_best_by`.
         finished: what is chosen from.
         say: told what was found, in lines.
+
+    Returns:
+        That folder.
 
     Raises:
         UserError: a row or a judge cannot be used, or a folder cannot be written.
@@ -99,6 +102,7 @@ def choose_best(arguments: Arguments, finished: Finished, say: Callable[[str], N
     say(
         f"the best is {found.choice.voice}: {found.choice.reason}; it is in {output_dir / BEST}, the report is {report}"
     )
+    return output_dir / BEST
 
 
 def write_best(found: Evaluation, folder: Path) -> None:

@@ -1,21 +1,36 @@
-"""The start-up report: on one screen, what is trained, on what, and for how long."""
+"""What is said of a run at its start: the report, and the files that tell how to repeat it.
 
+The report says on one screen what is trained, on what, and for how long. `arguments.yaml` has the flags,
+`environment.json` versions and device.
+"""
+
+import os
+import platform
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from vibevoice_finetune import __version__
 from vibevoice_finetune.adapters.attach import head_parameters
 from vibevoice_finetune.arguments import Arguments
 from vibevoice_finetune.base_model import tensor_names
 from vibevoice_finetune.data.mix import Mix
+from vibevoice_finetune.files.atomic import write_file, write_json
+from vibevoice_finetune.flags.secrets import masked
 from vibevoice_finetune.training.load_data import DataSummary, LoadedData
 
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 SLOW_BF16 = (
     "this processor has no instructions for bf16: a step takes up to a hundred times as long as in float32; leave "
     "--bf16 True out."
@@ -25,7 +40,7 @@ SLOW_BF16 = (
 def is_slow_bf16(device: torch.device, *, bf16: bool) -> bool:
     """Whether a run multiplies bf16 matrices in a plain loop: on an x86 processor without AVX512-BF16 and AMX.
 
-    Measured on one without: 0.4 GFLOP/s in a backward pass, 59 in float32 (benchmarks/README.md).
+    Measured on one without: 0.4 GFLOP/s in a backward pass, 59 in float32 (docs/benchmarks.md).
     """
     abilities = torch.cpu.get_capabilities()
     units = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # the last two are ARM's
@@ -144,3 +159,35 @@ def _head_indices(model: nn.Module, frozen: tuple[int, ...]) -> str:
         for head in head_parameters(model)
     )
     return "head tensors, for --layers_to_freeze: " + " · ".join(names)
+
+
+def write_settings(arguments: Arguments, output_dir: Path) -> None:
+    """Write the flags, so that `--config arguments.yaml` repeats the run, and what it runs on."""
+    write_file(output_dir / "arguments.yaml", _changes(arguments) + _as_yaml(arguments.given))
+    environment = {
+        "command": [Path(sys.argv[0]).name, *masked(sys.argv[1:])],
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(arguments.loop.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "cpu_count": os.cpu_count(),
+        "processes": arguments.loop.world_size,
+    }
+    write_json(output_dir / "environment.json", environment)
+
+
+def _changes(arguments: Arguments) -> str:
+    """Comments that say what differs from the recipe; the flags below are all there, whatever the recipe becomes."""
+    changed = arguments.changed_from_recipe
+    lines = [f"# not as in the recipe: {_as_yaml({name: value}).strip()}" for name, value in changed.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _as_yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that the numbers depend on."""
+    return {"vibevoice-finetune": __version__, **{name: version(name) for name in PACKAGES}}

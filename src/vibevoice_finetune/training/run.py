@@ -9,22 +9,15 @@ attaches what is trained, reports, trains, and writes the portable result. The o
 """
 
 import json
-import os
-import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from vibevoice_finetune import __version__
 from vibevoice_finetune.adapters.attach import AdapterPlan
 from vibevoice_finetune.adapters.info import INFO_FILE, AdapterInfo, add_training_to_card
 from vibevoice_finetune.adapters.save import save_adapter
@@ -39,11 +32,8 @@ from vibevoice_finetune.files.atomic import (
     check_writable,
     explaining_write_errors,
     remove_leftovers,
-    write_file,
-    write_json,
 )
 from vibevoice_finetune.files.locks import locked
-from vibevoice_finetune.flags.secrets import masked
 from vibevoice_finetune.memory.estimate import Estimate, estimate_for, gigabytes
 from vibevoice_finetune.objective.objective import Objective
 from vibevoice_finetune.objective.sharding import is_split
@@ -52,7 +42,7 @@ from vibevoice_finetune.samples.plan import prepare_samples
 from vibevoice_finetune.training import run_checkpoints
 from vibevoice_finetune.training.load_data import LoadedData, latents_dir, left_to_choose, load_data, samples_of
 from vibevoice_finetune.training.metrics import step_of_result
-from vibevoice_finetune.training.report import print_report
+from vibevoice_finetune.training.report import print_report, versions, write_settings
 from vibevoice_finetune.training.run_state import read_identity, read_starts, with_optimizer
 from vibevoice_finetune.training.same_run import Identity, check_same_run, identity
 from vibevoice_finetune.training.trainer import FinetuneTrainer
@@ -62,15 +52,40 @@ ADAPTER, MODEL = "lora", "model"
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """In the message of the plain `RuntimeError` that torch raises where the machine's memory is used up."""
 RECOMPUTATION = {"gradient_checkpointing", "activation_checkpointing"}
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
-def train(arguments: Arguments) -> None:
-    """Train, evaluate, or both, as the command line says."""
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to.
+
+    Attributes:
+        result: the folder `OUT/lora`, or `OUT/model` where the whole language model was trained; None if the run only
+            evaluated.
+        best: the folder `OUT/best`; None without `--select_best_by`.
+        steps: optimizer steps, with those of the run that it went on from.
+        evaluation: figures of the newest evaluation; empty if there was none.
+    """
+
+    result: Path | None = None
+    best: Path | None = None
+    steps: int = 0
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(arguments: Arguments) -> Trained:
+    """Train, evaluate, or both, as the flags say.
+
+    Args:
+        arguments: of `make_arguments`, or of a parsed command line.
+
+    Raises:
+        UserError: the model, the data or the flags cannot be used, or the output cannot be written.
+        StoppedRun: a signal asked for the end; everything is saved.
+    """
     loop = arguments.loop
     if not (loop.do_train or loop.evaluates):
         print("nothing to do: add --do_train to train, --do_eval to evaluate, or both.")  # noqa: T201
-        return
+        return Trained()
     loop.check_processes(loop.world_size)
     upload = take_upload(loop)
     console = make_console(quiet=loop.process_index != 0)
@@ -78,13 +93,21 @@ def train(arguments: Arguments) -> None:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # bars of loading, noise in a log file
     output_dir = Path(str(loop.output_dir))
     with claimed(arguments, output_dir):
-        finished = train_in(output_dir, arguments, upload, console)
-        if finished is not None:  # the trainer's model is gone from memory now
-            choose_best(arguments, finished, console.print)
+        trained, finished = train_in(output_dir, arguments, upload, console)
+        if finished is None:
+            return trained
+        # The trainer's model is gone from memory now.
+        return replace(trained, best=choose_best(arguments, finished, console.print))
 
 
-def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, console: Console) -> Finished | None:
-    """Train, evaluate, or both, in an output folder that no other run writes to; what the best is to be chosen from."""
+def train_in(
+    output_dir: Path, arguments: Arguments, upload: Upload | None, console: Console
+) -> tuple[Trained, Finished | None]:
+    """Train, evaluate, or both, in an output folder that no other run writes to.
+
+    Returns:
+        What came of it, and what the best is to be chosen from.
+    """
     loop = arguments.loop
     resume = resume_point(arguments, output_dir, console)
     arguments, start = taking_over(arguments)
@@ -130,7 +153,12 @@ def train_in(output_dir: Path, arguments: Arguments, upload: Upload | None, cons
         trainer.evaluate()
     if loop.do_eval:
         console.print_json(json.dumps(trainer.last_evaluation()))
-    return left_to_choose(arguments, data, output_dir / trainer.result, step_of_result(loop, trainer.state))
+    trained = Trained(
+        result=output_dir / trainer.result if loop.do_train else None,
+        steps=trainer.state.global_step,
+        evaluation=trainer.last_evaluation(),
+    )
+    return trained, left_to_choose(arguments, data, output_dir / trainer.result, step_of_result(loop, trainer.state))
 
 
 def encode(arguments: Arguments) -> None:
@@ -361,35 +389,3 @@ def hand_over(result: Path, data: LoadedData, upload: Upload | None, console: Co
     console.print(f"the result is {result}")
     if upload is not None:
         console.print(f"uploaded: {push_result(result, upload)}")
-
-
-def write_settings(arguments: Arguments, output_dir: Path) -> None:
-    """Write the flags, so that `--config arguments.yaml` repeats the run, and what it runs on."""
-    write_file(output_dir / "arguments.yaml", _changes(arguments) + _as_yaml(arguments.given))
-    environment = {
-        "command": [Path(sys.argv[0]).name, *masked(sys.argv[1:])],
-        "versions": versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(arguments.loop.device),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
-        "cpu_count": os.cpu_count(),
-        "processes": arguments.loop.world_size,
-    }
-    write_json(output_dir / "environment.json", environment)
-
-
-def _changes(arguments: Arguments) -> str:
-    """Comments that say what differs from the recipe; the flags below are all there, whatever the recipe becomes."""
-    changed = arguments.changed_from_recipe
-    lines = [f"# not as in the recipe: {_as_yaml({name: value}).strip()}" for name, value in changed.items()]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _as_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of those that the numbers depend on."""
-    return {"vibevoice-finetune": __version__, **{name: version(name) for name in PACKAGES}}

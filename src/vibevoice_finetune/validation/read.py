@@ -67,7 +67,7 @@ def finding_of(error: DataError, reason: str) -> Finding:
     return Finding(KIND_OF_REASON.get(reason, "bad-row"), where, message.removeprefix(f"{where}: "))
 
 
-def read_file(path: Path, columns: Columns) -> ReadRows:
+def read_file(path: Path, columns: Columns = Columns()) -> ReadRows:  # noqa: B008  # frozen
     """Read a JSONL file.
 
     Raises:

@@ -72,9 +72,18 @@ class Validation:
 
 
 def validate(
-    train: ReadRows, validation: ReadRows | None, options: Options, follow: Follow | None = None
+    train: ReadRows,
+    validation: ReadRows | None = None,
+    options: Options = Options(),  # noqa: B008  # frozen
+    follow: Follow | None = None,
 ) -> Validation:
     """Look at everything.
+
+    Args:
+        train: the rows to train on, as `validation.read.read_file` and `read_hub` read them.
+        validation: those to evaluate on, if there are any.
+        options: how thoroughly to look.
+        follow: shows progress while recordings are decoded.
 
     Raises:
         UserError: a package that `options.ears` needs is not installed.

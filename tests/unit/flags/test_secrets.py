@@ -7,7 +7,7 @@ import pytest
 
 from vibevoice_finetune.commands.parser import parse
 from vibevoice_finetune.flags.secrets import is_secret, masked
-from vibevoice_finetune.training.run import write_settings
+from vibevoice_finetune.training.report import write_settings
 
 
 @pytest.mark.parametrize(
