@@ -26,7 +26,7 @@ RATE_HZ = 24_000
 PREPARE = """
 import sys
 from pathlib import Path
-from vibevoice_finetune.prepare.run import PrepareRequest, prepare
+from vibevoice_finetune.preparation.run import PrepareRequest, prepare
 prepare(PrepareRequest(Path(sys.argv[1]), Path(sys.argv[2]), processes=1))
 """
 

@@ -1,8 +1,8 @@
 """Fine-tune VibeVoice text-to-speech models: what you train is what you hear.
 
-Every command is a function here: `prepare`, `validate`, `train`, `generate`, `evaluate`, `merge`. Each takes a dataclass
-that says what is wanted and returns one that says what came of it; the commands call the same functions. A mistake is
-a `UserError`, whose text is one line that says what to do.
+The commands are functions here: `prepare`, `validate`, `train`, `generate`, `evaluate`, `merge`. Each takes a dataclass
+that says what is wanted and returns one that says what came of it; the command line calls the same functions. A mistake
+is a `UserError`, whose text is one line that says what to do.
 
 Names are imported when they are first asked for: torch and transformers take seconds.
 """

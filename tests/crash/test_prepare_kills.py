@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.unit.prepare.recording import record
 
 pytest.importorskip("silero_vad")

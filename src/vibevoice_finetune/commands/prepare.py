@@ -10,7 +10,7 @@ from vibevoice_finetune.flags.declare import COUNT, NOT_NEGATIVE, POSITIVE, SHAR
 from vibevoice_finetune.flags.loop import LARGEST_SEED
 
 if TYPE_CHECKING:
-    from vibevoice_finetune.prepare.run import PrepareRequest
+    from vibevoice_finetune.preparation.run import PrepareRequest
 
 SUMMARY = "Make a data set for train from recordings, with or without text."
 Format = Literal[
@@ -120,7 +120,7 @@ def prepare(words: list[str]) -> None:
     flags = parse_flags(PrepareFlags, "prepare", words, SUMMARY, takes_config=True)
     request = request_of(flags)
     from vibevoice_finetune.latents.progress import FillProgress
-    from vibevoice_finetune.prepare import run
+    from vibevoice_finetune.preparation import run
 
     with FillProgress(shown=True) as bar:
         started = False
@@ -146,9 +146,9 @@ def request_of(flags: PrepareFlags) -> "PrepareRequest":
     Raises:
         ArgumentError: `--shard` is not I/N.
     """
-    from vibevoice_finetune.prepare.cut import CutSettings
-    from vibevoice_finetune.prepare.job import JobSettings
-    from vibevoice_finetune.prepare.run import PrepareRequest
+    from vibevoice_finetune.preparation.cut import CutSettings
+    from vibevoice_finetune.preparation.job import JobSettings
+    from vibevoice_finetune.preparation.run import PrepareRequest
 
     columns = {
         "audio": flags.audio_column_name,
@@ -185,7 +185,7 @@ def request_of(flags: PrepareFlags) -> "PrepareRequest":
 
 
 def _kinds(text: str | None) -> tuple[str, ...]:
-    from vibevoice_finetune.prepare.quality import REJECTABLE
+    from vibevoice_finetune.preparation.quality import REJECTABLE
 
     kinds = tuple(kind.strip() for kind in (text or "").split(",") if kind.strip())
     for kind in kinds:

@@ -12,7 +12,7 @@ from typing import Any
 
 import soundfile
 
-from vibevoice_finetune.prepare.run import REJECTED_FILE, TRAIN_FILE, VALIDATION_FILE
+from vibevoice_finetune.preparation.run import REJECTED_FILE, TRAIN_FILE, VALIDATION_FILE
 
 LEAST_SEC = 180.0
 """Three minutes: with less, a voice is guessed rather than learned."""

@@ -24,10 +24,10 @@ from vibevoice_finetune.files.atomic import check_writable, write_file
 from vibevoice_finetune.files.locks import locked
 from vibevoice_finetune.flags.machine import is_installed
 from vibevoice_finetune.memory.estimate import gigabytes
-from vibevoice_finetune.prepare.job import RECORDS_FOLDER
-from vibevoice_finetune.prepare.recordings import Source
-from vibevoice_finetune.prepare.run import TRAIN_FILE, VALIDATION_FILE
-from vibevoice_finetune.prepare.sources.find import find
+from vibevoice_finetune.preparation.job import RECORDS_FOLDER
+from vibevoice_finetune.preparation.recordings import Source
+from vibevoice_finetune.preparation.run import TRAIN_FILE, VALIDATION_FILE
+from vibevoice_finetune.preparation.sources.find import find
 from vibevoice_finetune.tune import data_check, result, stages
 from vibevoice_finetune.tune.data_check import duration, rows_of
 from vibevoice_finetune.tune.plan import Machine, TrainingPlan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vibevoice_finetune.flags.machine import is_installed
-from vibevoice_finetune.prepare.run import TRAIN_FILE, VALIDATION_FILE
+from vibevoice_finetune.preparation.run import TRAIN_FILE, VALIDATION_FILE
 
 DATA, LATENTS, EVALUATION = "data", "latents", "evaluation"
 HELD_OUT_SEC = 90.0

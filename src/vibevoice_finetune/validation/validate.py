@@ -74,7 +74,7 @@ class Validation:
 def validate(
     train: ReadRows,
     validation: ReadRows | None = None,
-    options: Options = Options(),  # noqa: B008  # frozen
+    options: Options = Options(),  # frozen
     follow: Follow | None = None,
 ) -> Validation:
     """Look at everything.

@@ -13,7 +13,7 @@ from typing import Any
 
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.files.atomic import write_file, write_json
-from vibevoice_finetune.prepare.run import REJECTED_FILE, TRAIN_FILE, VALIDATION_FILE
+from vibevoice_finetune.preparation.run import REJECTED_FILE, TRAIN_FILE, VALIDATION_FILE
 from vibevoice_finetune.tune.data_check import rows_of, seconds_of
 from vibevoice_finetune.tune.words import DATA
 from vibevoice_finetune.web.workspace import Project

@@ -10,7 +10,7 @@ import yaml
 
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.files.atomic import write_json
-from vibevoice_finetune.prepare.run import SETTINGS_FILE, TRAIN_FILE, VALIDATION_FILE
+from vibevoice_finetune.preparation.run import SETTINGS_FILE, TRAIN_FILE, VALIDATION_FILE
 from vibevoice_finetune.tune import result, words
 from vibevoice_finetune.tune.data_check import rows_of, seconds_of
 from vibevoice_finetune.web.jobs import Job

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from vibevoice_finetune.prepare.job import RECORDS_FOLDER
+from vibevoice_finetune.preparation.job import RECORDS_FOLDER
 from vibevoice_finetune.tune.data_check import account, duration
 from vibevoice_finetune.tune.progress import training_progress
 from vibevoice_finetune.tune.words import DATA, EVALUATION

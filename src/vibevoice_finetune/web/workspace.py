@@ -19,9 +19,9 @@ from pathlib import Path
 
 from vibevoice_finetune.errors import UserError, shown
 from vibevoice_finetune.files.atomic import writing_file
-from vibevoice_finetune.prepare.sources.find import TABLE_SUFFIXES, TEXT_SUFFIXES
-from vibevoice_finetune.prepare.sources.tables import MEDIA_SUFFIXES
-from vibevoice_finetune.prepare.sources.timed_text import TIMED_SUFFIXES
+from vibevoice_finetune.preparation.sources.find import TABLE_SUFFIXES, TEXT_SUFFIXES
+from vibevoice_finetune.preparation.sources.tables import MEDIA_SUFFIXES
+from vibevoice_finetune.preparation.sources.timed_text import TIMED_SUFFIXES
 
 RECORDINGS = "recordings"
 LONGEST_NAME = 60

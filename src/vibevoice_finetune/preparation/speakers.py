@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ
 from vibevoice_finetune.audio.stream import pieces
-from vibevoice_finetune.prepare.cut import Speech
+from vibevoice_finetune.preparation.cut import Speech
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Floats, int], Floats]

@@ -23,14 +23,14 @@ from vibevoice_finetune.errors import UserError, shown
 from vibevoice_finetune.evaluation.recogniser import Recogniser, load_recogniser
 from vibevoice_finetune.evaluation.speaker_similarity import SpeakerEncoder
 from vibevoice_finetune.files.atomic import write_json
-from vibevoice_finetune.prepare.activity import Activity, listen
-from vibevoice_finetune.prepare.align import align, letter_error
-from vibevoice_finetune.prepare.cut import Cut, CutSettings, Speech, cut, with_edges
-from vibevoice_finetune.prepare.loudness import level
-from vibevoice_finetune.prepare.passages import cut_by_passages, offset_of
-from vibevoice_finetune.prepare.quality import check_piece, check_text, with_findings, without_tag
-from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record, Recording, Turn
-from vibevoice_finetune.prepare.speakers import name_speakers
+from vibevoice_finetune.preparation.activity import Activity, listen
+from vibevoice_finetune.preparation.align import align, letter_error
+from vibevoice_finetune.preparation.cut import Cut, CutSettings, Speech, cut, with_edges
+from vibevoice_finetune.preparation.loudness import level
+from vibevoice_finetune.preparation.passages import cut_by_passages, offset_of
+from vibevoice_finetune.preparation.quality import check_piece, check_text, with_findings, without_tag
+from vibevoice_finetune.preparation.recordings import Clip, Dialogue, Record, Recording, Turn
+from vibevoice_finetune.preparation.speakers import name_speakers
 
 FORMAT_VERSION = 2
 CLIPS_FOLDER = "clips"

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("rapidfuzz")
 
-from vibevoice_finetune.prepare.align import align, letter_error, letters
+from vibevoice_finetune.preparation.align import align, letter_error, letters
 
 BOOK = (
     "It was the best of times, it was the worst of times. It was the age of wisdom; it was the age of foolishness! "

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from vibevoice_finetune.errors import DataError, shown
-from vibevoice_finetune.prepare.recordings import Ignored, Recording, Source
+from vibevoice_finetune.preparation.recordings import Ignored, Recording, Source
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".wma")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")

@@ -7,8 +7,8 @@ from pathlib import Path
 from vibevoice_finetune.audio.source import AudioSource
 from vibevoice_finetune.audio.span import Span
 from vibevoice_finetune.files.atomic import write_file
-from vibevoice_finetune.prepare.recordings import Clip, Recording
-from vibevoice_finetune.prepare.result import Prepared, reason_of, reasons
+from vibevoice_finetune.preparation.recordings import Clip, Recording
+from vibevoice_finetune.preparation.result import Prepared, reason_of, reasons
 from vibevoice_finetune.validation.findings import Finding, Kind
 from vibevoice_finetune.validation.lines import histogram
 from vibevoice_finetune.validation.report import Entry, Section, bars, data_address, template

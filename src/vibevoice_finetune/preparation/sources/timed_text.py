@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vibevoice_finetune.errors import DataError, require, shown
-from vibevoice_finetune.prepare.recordings import Passage
+from vibevoice_finetune.preparation.recordings import Passage
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
 TEXTGRID_SUFFIX = ".textgrid"

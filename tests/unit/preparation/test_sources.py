@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from vibevoice_finetune.errors import DataError
-from vibevoice_finetune.prepare.recordings import Passage, Source
-from vibevoice_finetune.prepare.sources.find import find, unpack
-from vibevoice_finetune.prepare.sources.timed_text import read_timed_text
+from vibevoice_finetune.preparation.recordings import Passage, Source
+from vibevoice_finetune.preparation.sources.find import find, unpack
+from vibevoice_finetune.preparation.sources.timed_text import read_timed_text
 
 SRT = "1\n00:00:01,000 --> 00:00:02,500\n- Hello <i>there</i>.\n\n2\n00:00:03,000 --> 00:00:04,000\n♪ music ♪\n"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from vibevoice_finetune.prepare.cut import CutSettings, Speech
-from vibevoice_finetune.prepare.passages import cut_by_passages, offset_of
-from vibevoice_finetune.prepare.recordings import Passage
+from vibevoice_finetune.preparation.cut import CutSettings, Speech
+from vibevoice_finetune.preparation.passages import cut_by_passages, offset_of
+from vibevoice_finetune.preparation.recordings import Passage
 
 SETTINGS = CutSettings(min_sec=1, max_sec=10)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vibevoice_finetune.prepare.loudness import fast_length, high_pass, level, true_peak
+from vibevoice_finetune.preparation.loudness import fast_length, high_pass, level, true_peak
 
 RATE_HZ = 24_000
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vibevoice_finetune.prepare.recordings import Record, Source
-from vibevoice_finetune.prepare.rows import Split
+from vibevoice_finetune.preparation.recordings import Record, Source
+from vibevoice_finetune.preparation.rows import Split
 from vibevoice_finetune.validation.findings import Finding, Kind, by_kind, counted
 
 MAX_NAMED = 5

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vibevoice_finetune.audio.decode import SAMPLING_RATE_HZ
 from vibevoice_finetune.errors import require
-from vibevoice_finetune.prepare.cut import SHORTEST_GAP_SEC, Speech
+from vibevoice_finetune.preparation.cut import SHORTEST_GAP_SEC, Speech
 
 Floats = NDArray[np.float32]
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from vibevoice_finetune.prepare.cut import Cut, CutSettings, Speech, cut, with_edges
+from vibevoice_finetune.preparation.cut import Cut, CutSettings, Speech, cut, with_edges
 
 SETTINGS = CutSettings(min_sec=2, max_sec=10, min_pause_sec=0.3, lead_in_sec=0.1, run_out_sec=0.3)
 

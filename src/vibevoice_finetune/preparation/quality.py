@@ -16,7 +16,7 @@ from vibevoice_finetune.audio.measure import decay_time
 from vibevoice_finetune.audio.source import SILENCE_RMS
 from vibevoice_finetune.audio.stream import Piece
 from vibevoice_finetune.data.script import TAG_AT_START
-from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record
+from vibevoice_finetune.preparation.recordings import Clip, Dialogue, Record
 from vibevoice_finetune.validation.audio_checks import ClipInSet, check_set, check_sound
 from vibevoice_finetune.validation.findings import KINDS, Finding, Severity
 from vibevoice_finetune.validation.listen import Sound, measured

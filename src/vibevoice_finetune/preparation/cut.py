@@ -1,7 +1,7 @@
 """Where to cut a long recording: at pauses, never inside a word, never across a change of speaker.
 
-In comes what was measured of the recording (`prepare/activity.py`), out go cuts: pieces of speech with a little of the
-silence around them. Pure functions; times are seconds from the beginning of the recording.
+In comes what was measured of the recording (`preparation/activity.py`), out go cuts: pieces of speech with a little of
+the silence around them. Pure functions; times are seconds from the beginning of the recording.
 
 The rule, in this order:
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vibevoice_finetune.prepare.cut import Cut, CutSettings, Speech, with_edges
-from vibevoice_finetune.prepare.recordings import Passage
+from vibevoice_finetune.preparation.cut import Cut, CutSettings, Speech, with_edges
+from vibevoice_finetune.preparation.recordings import Passage
 
 REACH_SEC = 0.6
 """How far a border may move to find a silence."""

@@ -10,7 +10,7 @@ import soxr
 
 from tests.speechlike import RATE_HZ, speechlike, with_noise
 from vibevoice_finetune.audio.stream import Piece, cut_out
-from vibevoice_finetune.prepare.quality import (
+from vibevoice_finetune.preparation.quality import (
     check_piece,
     check_text,
     compare_clips,
@@ -18,7 +18,7 @@ from vibevoice_finetune.prepare.quality import (
     with_findings,
     without_tag,
 )
-from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record, Turn
+from vibevoice_finetune.preparation.recordings import Clip, Dialogue, Record, Turn
 from vibevoice_finetune.validation.findings import Finding
 
 

@@ -16,8 +16,8 @@ from vibevoice_finetune.audio.source import AudioSource, parse_audio, to_full_sc
 from vibevoice_finetune.data.hf_datasets import cells, load_split
 from vibevoice_finetune.errors import shown
 from vibevoice_finetune.files.atomic import write_file
-from vibevoice_finetune.prepare.recordings import Ignored, Recording, Source
-from vibevoice_finetune.prepare.sources.tables import (
+from vibevoice_finetune.preparation.recordings import Ignored, Recording, Source
+from vibevoice_finetune.preparation.sources.tables import (
     LONG_BYTES,
     MEDIA_SUFFIXES,
     SPEAKER_COLUMNS,

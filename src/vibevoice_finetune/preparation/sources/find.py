@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 
 from vibevoice_finetune.errors import DataError, shown
 from vibevoice_finetune.files.atomic import writing_folder
-from vibevoice_finetune.prepare.recordings import Ignored, Recording, Source
-from vibevoice_finetune.prepare.sources.tables import LONG_BYTES, MEDIA_SUFFIXES, read_table, read_text, stem_group
-from vibevoice_finetune.prepare.sources.timed_text import TIMED_SUFFIXES, read_timed_text
+from vibevoice_finetune.preparation.recordings import Ignored, Recording, Source
+from vibevoice_finetune.preparation.sources.tables import LONG_BYTES, MEDIA_SUFFIXES, read_table, read_text, stem_group
+from vibevoice_finetune.preparation.sources.timed_text import TIMED_SUFFIXES, read_timed_text
 
 TEXT_SUFFIXES = (".txt", ".lab")
 TABLE_SUFFIXES = (".csv", ".tsv", ".list", ".lst", ".psv")

@@ -1,6 +1,6 @@
 """From the clips of all recordings to rows for `train`: speakers, voice prompts, and two sides that share nothing.
 
-Pure functions over records; files are written by `prepare/run.py`.
+Pure functions over records; files are written by `preparation/run.py`.
 
 - Training rows of one speaker carry `speaker`: `train` then shows each with another clip of the same speaker, drawn
   anew in every epoch. Validation rows carry a fixed `voice_prompts`, so that their curve moves only with the model.
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record
+from vibevoice_finetune.preparation.recordings import Clip, Dialogue, Record
 
 PROMPT_SEC = (3.0, 15.0)
 """Lengths that make good voice prompts; the one nearest is taken where none is that long."""

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
 from tests.unit.prepare.recording import RATE_HZ, Sentence, record, sentences
+
 from vibevoice_finetune.errors import ArgumentError, DataError
 from vibevoice_finetune.files.atomic import WriteError
-from vibevoice_finetune.prepare import job, run
-from vibevoice_finetune.prepare.cut import CutSettings
-from vibevoice_finetune.prepare.job import JobSettings
-from vibevoice_finetune.prepare.recordings import Record
-from vibevoice_finetune.prepare.result import Prepared
-from vibevoice_finetune.prepare.run import PrepareRequest, prepare
+from vibevoice_finetune.preparation import job, run
+from vibevoice_finetune.preparation.cut import CutSettings
+from vibevoice_finetune.preparation.job import JobSettings
+from vibevoice_finetune.preparation.recordings import Record
+from vibevoice_finetune.preparation.result import Prepared
+from vibevoice_finetune.preparation.run import PrepareRequest, prepare
 
 pytest.importorskip("silero_vad")
 pytest.importorskip("moonshine_voice")

@@ -9,7 +9,7 @@
       prepare.yaml                      the settings, to be repeated with --config
       source.txt                        what it was made of: no other source is mixed in
 
-Recordings are done in processes, each by itself (`prepare/job.py`); then all records together become rows.
+Recordings are done in processes, each by itself (`preparation/job.py`); then all records together become rows.
 """
 
 import json
@@ -31,7 +31,7 @@ import yaml
 from vibevoice_finetune.errors import ArgumentError, DataError, UserError, require, shown
 from vibevoice_finetune.files.atomic import check_writable, write_file
 from vibevoice_finetune.files.locks import locked
-from vibevoice_finetune.prepare.job import (
+from vibevoice_finetune.preparation.job import (
     CLIPS_FOLDER,
     RECORDS_FOLDER,
     JobSettings,
@@ -40,13 +40,13 @@ from vibevoice_finetune.prepare.job import (
     read_record,
     record_path,
 )
-from vibevoice_finetune.prepare.quality import compare_clips, leave_out
-from vibevoice_finetune.prepare.recordings import Record, Recording, Source
-from vibevoice_finetune.prepare.report import write_page
-from vibevoice_finetune.prepare.result import Prepared, reasons
-from vibevoice_finetune.prepare.rows import Split, make_rows
-from vibevoice_finetune.prepare.sources.find import check_exists, find, unpack
-from vibevoice_finetune.prepare.sources.hub import is_saved_dataset, read_dataset
+from vibevoice_finetune.preparation.quality import compare_clips, leave_out
+from vibevoice_finetune.preparation.recordings import Record, Recording, Source
+from vibevoice_finetune.preparation.report import write_page
+from vibevoice_finetune.preparation.result import Prepared, reasons
+from vibevoice_finetune.preparation.rows import Split, make_rows
+from vibevoice_finetune.preparation.sources.find import check_exists, find, unpack
+from vibevoice_finetune.preparation.sources.hub import is_saved_dataset, read_dataset
 
 TRAIN_FILE, VALIDATION_FILE, REJECTED_FILE = "train.jsonl", "validation.jsonl", "rejected.jsonl"
 REPORT_FILE = "report.html"

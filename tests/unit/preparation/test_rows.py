@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from vibevoice_finetune.prepare.recordings import Clip, Dialogue, Record, Turn
-from vibevoice_finetune.prepare.rows import Split, make_rows
+from vibevoice_finetune.preparation.recordings import Clip, Dialogue, Record, Turn
+from vibevoice_finetune.preparation.rows import Split, make_rows
 
 
 def record(name: str, count: int, speakers: tuple[str | None, ...] = (None,), group: str | None = None) -> Record:

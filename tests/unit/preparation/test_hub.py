@@ -10,7 +10,7 @@ import soundfile
 
 from vibevoice_finetune.audio.stream import stream
 from vibevoice_finetune.errors import DataError
-from vibevoice_finetune.prepare.sources.hub import is_saved_dataset, read_dataset
+from vibevoice_finetune.preparation.sources.hub import is_saved_dataset, read_dataset
 
 RATE_HZ = 16_000
 
