@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vibevoice_finetune.demo.demo import SPEECH
+import vibevoice_finetune
 from vibevoice_finetune.tune.data_check import rows_of
 
+SPEECH = Path(vibevoice_finetune.__file__).parent / "demo" / "speech" / "speech.jsonl"
 START_SEC = 600  # a minute on an idle machine; one that is full of other tests takes ten times as long
 
 

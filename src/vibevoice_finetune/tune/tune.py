@@ -294,7 +294,7 @@ class _Work:
             "evaluate",
             key,
             words,
-            lambda: (sum(1 for _ in audio.rglob("*.*")) if audio.is_dir() else 0, total),
+            lambda: (sum(1 for _ in audio.rglob("*.*")) if audio.is_dir() else 0, None),
             lambda: f"{total:,} takes heard",
             output / "index.html",
         )
