@@ -10,7 +10,7 @@ MOST_POINTS = 300
 MOST_BYTES = 4_000_000
 """Of the log that is read: some 20,000 rows, its end."""
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 200, 52, 26, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 200, 72, 26, 12
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def _panel(panel: Panel, curves: dict[str, Curve]) -> str:
         f'{" ".join(place(step, value) for step, value in zip(curve.steps, curve.values, strict=True))}"/>'
         for number, (_, curve) in enumerate(own)
     )
+    ends = (place(curve.steps[-1], curve.values[-1]).split(",") for _, curve in own)  # one value alone makes no line
+    lines += "".join(f'<circle class="end-{n}" cx="{x}" cy="{y}" r="3"/>' for n, (x, y) in enumerate(ends))
     said = "; ".join(f"{label}: {curve.values[0]:.3g} at first, {curve.values[-1]:.3g} now" for label, curve in own)
     legend = "".join(
         f'<span class="key key-{number}">{html.escape(label)} {curve.values[-1]:.3g}</span>'

@@ -44,7 +44,9 @@ def test_a_picture_says_in_words_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_one_value_alone_and_equal_values_can_be_drawn(tmp_path: Path) -> None:
-    assert "nan" not in draw(write(tmp_path / "m", [{"step": 5, "loss": 0.0}]))
+    alone = draw(write(tmp_path / "m", [{"step": 5, "loss": 0.0}]))
+    assert "nan" not in alone
+    assert alone.count("<circle") == 1
     assert "nan" not in draw(write(tmp_path / "m", [{"step": 5, "loss": 1.0}, {"step": 6, "loss": 1.0}]))
 
 
