@@ -161,7 +161,8 @@ class Parser:
         typed, config = _take_config(normal) if self.takes_config else (normal, None)
         from_words = self._values(parser, typed)
         from_config = self._of_file(parser, config, "--config") if config is not None else {}
-        recipe = from_words.get("recipe", from_config.get("recipe"))
+        # Only the commands with the flags of `train` take a recipe's; `tune` hands its name on.
+        recipe = from_words.get("recipe", from_config.get("recipe")) if self.more is not None else None
         self.from_recipe = self._of_file(parser, find(recipe), "--recipe") if recipe is not None else {}
         return self.from_recipe | from_config | from_words
 

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from vibevoice_finetune.commands.parser import parse_flags
+from vibevoice_finetune.commands.tune import TuneFlags
 from vibevoice_finetune.errors import ArgumentError
 from vibevoice_finetune.tune.recipe import NAMES, values_of
 
@@ -35,3 +37,9 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_recipe_that_is_not_there_is_said() -> None:
     with pytest.raises(ArgumentError, match="The recipes are voice"):
         values_of("voices")
+
+
+def test_the_command_line_names_a_recipe() -> None:
+    """Its flags are those of `train`, not of `tune`."""
+    flags = parse_flags(TuneFlags, "tune", ["recordings", "--output_dir", "o", "--recipe", "language"], "")
+    assert flags.recipe == "language"
