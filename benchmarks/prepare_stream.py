@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+import vibevoice_finetune
 from benchmarks import record
 from benchmarks.watch import Watch
-from vibevoice_finetune.demo.demo import SPEECH
 
 RATE_HZ = 24_000
+SPEECH = Path(vibevoice_finetune.__file__).parent / "demo" / "speech"
 PREPARE = """
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def measure(minutes: float) -> dict[str, object]:
 def write_recording(path: Path, at_least_sec: float) -> tuple[float, int]:
     """Write a recording and its labels; its length and the number of its sentences."""
     rng = np.random.default_rng(0)
-    files = sorted(SPEECH.parent.rglob("*.flac"))
+    files = sorted(SPEECH.rglob("*.flac"))
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
     labels, at, number = [], 0.0, 0
     with soundfile.SoundFile(path, "w", RATE_HZ, 1) as file:

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import vibevoice_finetune
 from vibevoice_finetune.commands import table
 from vibevoice_finetune.commands.estimate import SUMMARY, EstimateFlags, filled
 from vibevoice_finetune.commands.parser import parse, parse_run
-from vibevoice_finetune.demo.demo import SPEECH
 from vibevoice_finetune.memory.predict import Prediction
 from vibevoice_finetune.memory.predict import predict as predict_arguments
 from vibevoice_finetune.training.load_data import load_data as load_all
 from vibevoice_finetune.training.run import expected_memory
+
+SPEECH = Path(vibevoice_finetune.__file__).parent / "demo" / "speech" / "speech.jsonl"
 
 
 def predict(words: list[str]) -> Prediction:

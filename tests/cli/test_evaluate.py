@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.prepare.recording import sentences
 
 from tests.processes import finish, python, start
+from tests.unit.preparation.recording import sentences
 from vibevoice_finetune.commands.table import main
 
 LIMIT_SEC = 900

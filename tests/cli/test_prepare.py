@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.unit.prepare.recording import RATE_HZ, Sentence, record
 
+from tests.unit.preparation.recording import RATE_HZ, Sentence, record
 from vibevoice_finetune.commands.table import main
 from vibevoice_finetune.files.locks import locked
 

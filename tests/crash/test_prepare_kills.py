@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.prepare.recording import record
+
+from tests.unit.preparation.recording import record
 
 pytest.importorskip("silero_vad")
 LIMIT_SEC = 240

@@ -95,7 +95,6 @@ OTHER_WORDS = {
     "lora": "adapter",
     "lora_path": "adapter",
     "adapter_path": "adapter",
-    "adapter_name_or_path": "adapter",
     "checkpoint_path": "adapter",
     "lora_scale": "adapter_scale",
     "lora_weight": "adapter_scale",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from tests.unit.prepare.recording import sentences
 
+from tests.unit.preparation.recording import sentences
 from vibevoice_finetune.evaluation.choose import choose
 from vibevoice_finetune.evaluation.compare import compare
 from vibevoice_finetune.evaluation.judge import Judged, listen_to_sound

@@ -6,8 +6,7 @@ import soundfile
 
 pytest.importorskip("whisper_normalizer")
 
-from tests.unit.prepare.recording import RATE_HZ, sentences
-
+from tests.unit.preparation.recording import RATE_HZ, sentences
 from vibevoice_finetune.evaluation.health import health, is_off_pace, letters_per_sec, repeats
 from vibevoice_finetune.evaluation.recogniser import load_recogniser
 

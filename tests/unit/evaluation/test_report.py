@@ -11,9 +11,8 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from tests.unit.prepare.recording import sentences
-
 from tests.unit.evaluation.test_compare import ROWS, takes
+from tests.unit.preparation.recording import sentences
 from vibevoice_finetune.audio.source import parse_audio
 from vibevoice_finetune.data.rows import Row
 from vibevoice_finetune.evaluation.choose import choose

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tests.unit.prepare.recording import sentences
 
+from tests.unit.preparation.recording import sentences
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.evaluation import speaker_similarity
 from vibevoice_finetune.evaluation.judges.quality import load_quality

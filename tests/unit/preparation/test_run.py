@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.unit.prepare.recording import RATE_HZ, Sentence, record, sentences
 
+from tests.unit.preparation.recording import RATE_HZ, Sentence, record, sentences
 from vibevoice_finetune.errors import ArgumentError, DataError
 from vibevoice_finetune.files.atomic import WriteError
 from vibevoice_finetune.preparation import job, run

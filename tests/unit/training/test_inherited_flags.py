@@ -120,8 +120,10 @@ def test_checkpoints_are_saved_when_asked(small, tmp_path):
 @pytest.mark.parametrize("greater", [False, True])
 def test_the_best_checkpoint_is_the_one_that_the_metric_says(small, tmp_path, greater):
     built = trainer(small, tmp_path, metric_for_best_model="text_loss", greater_is_better=greater)
-    numbers = [3.0, 1.0, 2.0, 4.0]
-    better = [built._determine_best_metric({"eval_text_loss": number, "eval_loss": 0.0}, None) for number in numbers]
+    better = []
+    for step, number in enumerate([3.0, 1.0, 2.0, 4.0], start=1):
+        built.state.global_step = step
+        better.append(built._determine_best_metric({"eval_text_loss": number, "eval_loss": 0.0}, None))
     assert better == ([True, False, False, True] if greater else [True, True, False, False])
 
 

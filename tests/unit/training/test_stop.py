@@ -3,8 +3,8 @@
 import os
 import pty
 import signal
-import time
 import sys
+import time
 
 import pytest
 
