@@ -99,6 +99,13 @@ class EvaluateFlags:
     choose_by: Literal["similarity", "word_error", "composite"] = flag(
         "composite", help="What the recommendation goes by.", group="judges"
     )
+    write_best: str | None = flag(
+        None,
+        help="Folder for a copy of the recommended adapter, with the reason; needs --adapter.",
+        group="run",
+        is_path=True,
+        shown_default="no copy",
+    )
 
 
 def evaluate(words: list[str]) -> None:
@@ -113,7 +120,12 @@ def evaluate(words: list[str]) -> None:
     from vibevoice_finetune.evaluation.report import write_report
     from vibevoice_finetune.evaluation.verdict import sentences
     from vibevoice_finetune.latents.progress import FillProgress
+    from vibevoice_finetune.samples.best import check_place, write_best
 
+    if flags.write_best is not None:
+        if not flags.adapter:
+            raise ArgumentError("--write_best needs --adapter: the adapters to choose from.")
+        check_place(Path(flags.write_best))
     with FillProgress(shown=True) as bar:
         phase = ""
 
@@ -129,6 +141,9 @@ def evaluate(words: list[str]) -> None:
     for line in sentences(found):
         print(line)  # noqa: T201  # the result
     print(f"the report is {page}")  # noqa: T201
+    if flags.write_best is not None:
+        write_best(found, Path(flags.write_best))
+        print(f"the recommended adapter is {flags.write_best}")  # noqa: T201
 
 
 def request_of(flags: EvaluateFlags) -> "EvaluationRequest":

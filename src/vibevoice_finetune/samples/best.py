@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 
 from vibevoice_finetune.adapters.info import add_training_to_card
+from vibevoice_finetune.adapters.read import ADAPTER_FILES, NESTED
 from vibevoice_finetune.arguments import Arguments
+from vibevoice_finetune.base_model.hub import locate
 from vibevoice_finetune.data.rows import Row
+from vibevoice_finetune.errors import ArgumentError, shown
 from vibevoice_finetune.evaluation.evaluate import Evaluation, EvaluationRequest, evaluate
 from vibevoice_finetune.evaluation.report import write_report
 from vibevoice_finetune.evaluation.speak import Voice
-from vibevoice_finetune.files.atomic import write_json, writing_folder
+from vibevoice_finetune.files.atomic import check_writable, write_json, writing_folder
 from vibevoice_finetune.generation.generate import ModelSource
 
 BEST, REPORT, REASON_FILE = "best", "evaluation", "choice.json"
@@ -119,8 +122,10 @@ def write_best(found: Evaluation, folder: Path) -> None:
     assert choice is not None
     adapter = next(voice.adapter for voice in found.request.voices if voice.name == choice.voice)
     assert adapter is not None
+    source, _ = locate(adapter, ADAPTER_FILES, found.request.model.cache_dir)
+    nested = source / NESTED
     with writing_folder(folder) as staging:
-        shutil.copytree(adapter, staging, dirs_exist_ok=True)
+        shutil.copytree(nested if nested.is_dir() else source, staging, dirs_exist_ok=True)
         write_json(staging / REASON_FILE, reason(found))
 
 
@@ -142,3 +147,17 @@ def reason(found: Evaluation) -> dict[str, object]:
             for voice, figures in found.compared.items()
         },
     }
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place for the best adapter before the evaluation costs time.
+
+    Raises:
+        ArgumentError: something else than an adapter that was chosen before is there.
+        WriteError: it cannot be written to.
+    """
+    if folder.exists() and not (folder / REASON_FILE).is_file():
+        raise ArgumentError(
+            f"--write_best {shown(folder)}: exists, and is not a folder that this flag wrote; name another."
+        )
+    check_writable(folder, "--write_best")
