@@ -45,6 +45,10 @@ MOST_ROUNDS = 3
 VISIBLE_WITHIN_SEC = 90.0
 """How long a network file system may take to show one machine the files of another; 60 s is the longest usual."""
 
+MERGED_WITHIN_SEC = 5.0
+"""How long a process that is alone looks again: a folder that is listed while another job merges its shards may show
+neither a shard nor what replaces it."""
+
 
 @dataclass(frozen=True, eq=False)
 class FillReport:
@@ -273,7 +277,7 @@ class _Filling:
         """Look at the folder until everything is there: a network file system shows others' files late."""
         needed = asked.keys != b""
         needed[list(failed)] = False
-        deadline_sec = time.monotonic() + (VISIBLE_WITHIN_SEC if self.processes.count > 1 else 0.0)
+        deadline_sec = time.monotonic() + (VISIBLE_WITHIN_SEC if self.processes.count > 1 else MERGED_WITHIN_SEC)
         while True:
             self.store.reload()
             num_missing = int((self.missing(asked) & needed).sum())

@@ -193,26 +193,37 @@ class LatentStore:
         )
 
     def reload(self) -> None:
-        """Look at the folder again: read the index of every shard, unless the list of files is what it was."""
-        paths = sorted(self.shard_folder.glob(f"*{SUFFIX}"))
-        if paths == self._listed:
+        """Look at the folder again: read the index of every shard, unless the list of files is what it was.
+
+        Where another process replaces shards meanwhile, the list is of another moment than the reading. Then it is
+        made again, since what replaces a shard is there before the shard goes.
+        """
+        while True:
+            paths = sorted(self.shard_folder.glob(f"*{SUFFIX}"))
+            if paths == self._listed:
+                return
+            shards: dict[Part, list[Shard]] = {part: [] for part in Part}
+            try:
+                for path in paths:
+                    shard = self._open(path)
+                    if shard is not None:
+                        shards[shard.part].append(shard)
+            except FileNotFoundError:
+                continue
+            self._places = {part: _Places(found) for part, found in shards.items()}
+            self._listed = paths
             return
-        shards: dict[Part, list[Shard]] = {part: [] for part in Part}
-        for path in paths:
-            shard = self._open(path)
-            if shard is not None:
-                shards[shard.part].append(shard)
-        self._places = {part: _Places(found) for part, found in shards.items()}
-        self._listed = paths
 
     def _open(self, path: Path) -> Shard | None:
-        """The shard, or None if it cannot be used, which is said once."""
+        """The shard, or None if it cannot be used, which is said once.
+
+        Raises:
+            FileNotFoundError: it is no longer there.
+        """
         if path in self._unusable:
             return None
         try:
             return read_shard(path, self.kind)
-        except FileNotFoundError:  # replaced by another process since the folder was listed
-            return None
         except ShardError as error:
             self._unusable[path] = str(error)
             damaged = not isinstance(error, ForeignShardError)

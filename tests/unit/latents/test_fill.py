@@ -45,7 +45,7 @@ from vibevoice_finetune.latents.fill import decoding_threads, fill
 from vibevoice_finetune.latents.processes import Processes
 from vibevoice_finetune.latents.read_ahead import Clip, SourceWork, decode_ahead
 from vibevoice_finetune.latents.shards import read_shard
-from vibevoice_finetune.latents.store import CutNumber, Part, Segment
+from vibevoice_finetune.latents.store import CutNumber, LatentStore, Part, Segment
 
 # The processes of these tests are forked from one that has imported everything and never computed.
 processes = get_context("forkserver")
@@ -514,6 +514,30 @@ def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
     assert len(store) == 40
     assert fill(store, targets(40), encoder, refuse).encoded == 0
     check_store(store, targets(40), encoder)
+
+
+def test_shards_that_are_merged_while_the_folder_is_read_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing and the first reading, another process replaces every shard that was listed."""
+    encoder = SmallEncoder()
+    store = open_store(tmp_path, encoder)
+    fill(store, targets(5), encoder, refuse, batch_sec=1e-9, max_age_sec=0.0)
+    small = sorted(store.shard_folder.glob("*.safetensors"))
+    assert len(small) == 10
+    monkeypatch.setattr(merge, "MERGE_FROM", 2)
+    open_one = LatentStore._open
+
+    def merged_first(self: LatentStore, path: Path) -> object:
+        monkeypatch.setattr(LatentStore, "_open", open_one)
+        merge.merge_small_shards(store)
+        assert not any(one.exists() for one in small)
+        return open_one(self, path)
+
+    monkeypatch.setattr(LatentStore, "_open", merged_first)
+    other = open_store(tmp_path, encoder)
+    assert len(other) == 5
+    check_store(other, targets(5), encoder)
 
 
 def run_together(folder: Path, *, skip: bool) -> list[str]:
