@@ -83,9 +83,10 @@ def write(name: str, numbers: Mapping[str, object], folder: Path = RESULTS, comm
 
 
 def own_command() -> str:
-    """The command line that runs this benchmark again, from the repository's root."""
+    """The command line that runs this benchmark again, from the repository's root; of absolute paths the last part."""
     module = Path(sys.argv[0]).stem
-    return " ".join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python", "-m", f"benchmarks.{module}", *words])
 
 
 def _version(name: str) -> str | None:

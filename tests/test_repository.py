@@ -28,7 +28,7 @@ TEXTS = sorted(
         "*.toml",
     )
     for path in ROOT.glob(pattern)
-    if path.suffix in {".md", ".py", ".toml", ".sh", ".jsonl", ""} and path.is_file()
+    if path.suffix in {".md", ".py", ".toml", ".sh", ".json", ".jsonl", ""} and path.is_file()
 )
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
