@@ -37,3 +37,12 @@ def read_json_object(path: Path, kind: type[UserError], advice: str) -> dict[str
     if not isinstance(value, dict):
         raise kind(f"{path}: holds a JSON {type(value).__name__}; expected an object; {advice}")
     return value
+
+
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may be missing or half written by another program; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

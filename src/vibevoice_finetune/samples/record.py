@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vibevoice_finetune.files.atomic import write_json
+from vibevoice_finetune.files.json_objects import object_or_empty
 
 SAMPLES = "samples"
 STEP_FILE = "sample.json"
@@ -81,7 +82,7 @@ def write_take(folder: Path, number: int, key: str, take: Take) -> None:
 
 def read_take(folder: Path, number: int, key: str) -> Take | None:
     """A sample that was made before under this key."""
-    found = _read(folder / f"{number}.json")
+    found = object_or_empty(folder / f"{number}.json")
     return _take(found) if found.get("key") == key else None
 
 
@@ -92,7 +93,7 @@ def write_step(samples: Path, step: Step) -> None:
 
 def read_step(samples: Path, step: int, key: str | None = None) -> Step | None:
     """A step that was closed before, under this key if one is given."""
-    found = _read(folder_of(samples, step) / STEP_FILE)
+    found = object_or_empty(folder_of(samples, step) / STEP_FILE)
     if not found or (key is not None and found.get("key") != key):
         return None
     try:
@@ -128,12 +129,3 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 def _take(found: Mapping[str, Any]) -> Take:
     values = {field.name: found[field.name] for field in fields(Take)}
     return Take(**{**values, "signs": tuple(values["signs"])})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is none, or something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

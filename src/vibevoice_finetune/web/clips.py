@@ -8,11 +8,11 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.files.atomic import write_file, write_json
+from vibevoice_finetune.files.json_objects import object_or_empty
 from vibevoice_finetune.preparation.run import REJECTED_FILE, TRAIN_FILE, VALIDATION_FILE
 from vibevoice_finetune.tune.data_check import rows_of, seconds_of
 from vibevoice_finetune.tune.words import DATA
@@ -57,7 +57,7 @@ class Rejected:
 def clips_of(project: Project) -> list[Clip]:
     """The clips that are used."""
     data = project.folder / DATA
-    problems = _read(data / PROBLEMS_FILE)
+    problems = object_or_empty(data / PROBLEMS_FILE)
     return [
         Clip(
             audio=str(row["audio"]),
@@ -104,14 +104,14 @@ def correct(project: Project, audio: str, text: str | None) -> None:
             raise UserError("The text is empty; write what is said, or leave the clip out.")
         if len(text) > LONGEST_TEXT:
             raise UserError(f"The text is longer than {LONGEST_TEXT:,} letters; a clip says far less.")
-    edits = _read(project.folder / EDITS_FILE) | {audio: text}
+    edits = object_or_empty(project.folder / EDITS_FILE) | {audio: text}
     write_json(project.folder / EDITS_FILE, edits)
     apply_edits(project)
 
 
 def apply_edits(project: Project) -> None:
     """Put all corrections into the rows."""
-    edits = _read(project.folder / EDITS_FILE)
+    edits = object_or_empty(project.folder / EDITS_FILE)
     data = project.folder / DATA
     for name in (TRAIN_FILE, VALIDATION_FILE):
         rows = list(rows_of(data / name))
@@ -148,11 +148,3 @@ def note_problems(project: Project, said: str) -> None:
         if clip is not None and what not in found[clip]:
             found[clip].append(what)
     write_json(data / PROBLEMS_FILE, found)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

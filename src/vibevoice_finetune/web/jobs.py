@@ -5,7 +5,6 @@ lives, so a second one cannot start, whoever asks. `current.json` says what is r
 last job.
 """
 
-import json
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import psutil
 
 from vibevoice_finetune.errors import UserError
 from vibevoice_finetune.files.atomic import write_json
+from vibevoice_finetune.files.json_objects import object_or_empty
 from vibevoice_finetune.web.workspace import Project
 
 JOBS, CURRENT, LAST, LOG = "jobs", "current.json", "last.json", "log.txt"
@@ -95,7 +95,7 @@ def start(project: Project, job: Job) -> None:
 
 def stop(project: Project) -> bool:
     """Ask the running job to stop; a training saves first. False if nothing runs."""
-    worker = _worker(_read(project.folder / JOBS / CURRENT))
+    worker = _worker(object_or_empty(project.folder / JOBS / CURRENT))
     if worker is None:
         return False
     try:
@@ -109,12 +109,12 @@ def status(project: Project) -> Status:
     """What a project's jobs are doing."""
     _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None]
     folder = project.folder / JOBS
-    current = _read(folder / CURRENT)
+    current = object_or_empty(folder / CURRENT)
     if _worker(current) is not None:
         return Status(
             str(current.get("kind", "")), True, str(current.get("step", "")), float(current.get("since", 0.0))
         )
-    last = _read(folder / LAST)
+    last = object_or_empty(folder / LAST)
     if current and current.get("since", 0) > last.get("ended", 0):  # killed before it could say how it ended
         return Status(
             str(current.get("kind", "")), code=-1, message="It was ended from outside, or the machine was restarted."
@@ -132,7 +132,7 @@ def status(project: Project) -> Status:
 def write_current(folder: Path, kind: str, step: str, pid: int) -> None:
     """Say what is running, by whom."""
     began = psutil.Process(pid).create_time()
-    before = _read(folder / CURRENT)
+    before = object_or_empty(folder / CURRENT)
     same = before.get("pid") == pid and abs(before.get("began", 0) - began) < CLOCK_ERROR_SEC
     since = before["since"] if same else time.time()
     write_json(folder / CURRENT, {"kind": kind, "step": step, "pid": pid, "began": began, "since": since})
@@ -146,7 +146,7 @@ def write_last(folder: Path, kind: str, code: int, message: str, seconds: float)
 
 def read_order(project: Project) -> Job:
     """The job that a worker is to do."""
-    entry = _read(project.folder / JOBS / "order.json")
+    entry = object_or_empty(project.folder / JOBS / "order.json")
     return Job(str(entry["kind"]), tuple(tuple(map(str, words)) for words in entry["commands"]))
 
 
@@ -169,11 +169,3 @@ def _worker(current: dict[str, Any]) -> psutil.Process | None:
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (KeyError, ValueError, psutil.Error):
         return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
